@@ -1,0 +1,1 @@
+"""What a model is worth: metrics, named protocols, pictures and the report."""

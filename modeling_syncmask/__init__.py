@@ -1,0 +1,1 @@
+"""SyncMask: synchronized attentional masking for fashion vision-language pretraining."""

@@ -1,0 +1,1 @@
+"""Raw data to tensors: the processor, corpus readers, the generated corpus, augmentation and the collator."""

@@ -1,0 +1,49 @@
+"""Metadata and the folder map: `modeling_syncmask/` is installed as `syncmask`, every other room as `syncmask.<room>`."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOMS = ["processing", "evaluation", "training"]
+
+setup(
+    name="syncmask",
+    version="0.1.0.dev0",
+    description="SyncMask: synchronized attentional masking for fashion vision-language pretraining",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    # Listed by hand: a package finder would install `training` and `processing` as top-level names.
+    packages=["syncmask", *(f"syncmask.{room}" for room in ROOMS)],
+    package_dir={"syncmask": "modeling_syncmask", **{f"syncmask.{room}": room for room in ROOMS}},
+    package_data={"syncmask": ["py.typed"], "syncmask.training": ["configs/*.yaml"]},
+    install_requires=[
+        "torch>=2.13",
+        "transformers>=5.23,<6",
+        "accelerate>=1.15",
+        "datasets>=5.2",
+        "evaluate>=0.4.6",
+        "huggingface_hub>=2.4,<3",
+        "safetensors>=0.8",
+        "pillow>=13.0",
+        "numpy>=2.4",
+        "scipy>=1.17",
+        "matplotlib>=3.11",
+        "pyyaml>=6.0",
+        "typer>=0.29",
+        "tqdm>=4.70",
+    ],
+    extras_require={
+        "test": ["pytest>=9.2"],
+        "dev": ["pytest>=9.2", "ruff>=0.17", "pre-commit>=4.0", "build>=1.3"],
+    },
+    entry_points={"console_scripts": ["syncmask = syncmask.__main__:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,1 @@
+"""The Accelerate loop: arguments, sampler, teacher, optimiser and checkpoints."""
