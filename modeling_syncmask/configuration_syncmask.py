@@ -1,0 +1,232 @@
+"""SyncMaskConfig: the architecture of a SyncMask model and nothing else (a run's settings live in `syncmask.training`)."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+
+@strict
+class SyncMaskFusionEncoderConfig(PreTrainedConfig):
+    r"""The cross-attention encoder: BERT's post-norm layer with a cross-attention block, never causal.
+
+    Args:
+        hidden_size (`int`): width D of the query tokens.
+        encoder_hidden_size (`int`, *optional*): width of the tokens that are attended to; inside a
+            [`SyncMaskConfig`] it follows the tower, alone None means `hidden_size`.
+        num_hidden_layers, num_attention_heads, intermediate_size, hidden_act: as in BERT.
+        hidden_dropout_prob (`float`): dropout after the embedding, attention and feed-forward blocks.
+        attention_probs_dropout_prob (`float`): 0 by default, since any other value disables flash attention.
+    """
+
+    model_type = "syncmask_fusion_encoder"
+    base_config_key = "fusion_encoder_config"
+
+    hidden_size: int = 768
+    encoder_hidden_size: int | None = None
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+
+    def validate_heads(self):
+        """Refuse a width that the heads do not divide (run by `@strict`)."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}; "
+                "change one of the two."
+            )
+
+
+@strict
+class SyncMaskMimDecoderConfig(SyncMaskFusionEncoderConfig):
+    r"""The masked-image decoder: the same layers, image tokens as queries attending to the text tower's tokens."""
+
+    model_type = "syncmask_mim_decoder"
+    base_config_key = "mim_decoder_config"
+
+    hidden_size: int = 384
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 6
+    intermediate_size: int = 1536
+
+
+@strict
+class SyncMaskConfig(PreTrainedConfig):
+    r"""Configuration of [`SyncMaskModel`] and its heads.
+
+    Args:
+        vision_config (`dict` or `PreTrainedConfig`, *optional*): the image tower, any transformers config whose
+            model takes `pixel_values` and has `embeddings` (ViT by default).
+        text_config (`dict` or `PreTrainedConfig`, *optional*): the text tower (BERT by default).
+        fusion_encoder_config (`dict` or [`SyncMaskFusionEncoderConfig`], *optional*): text queries attend to image
+            tokens; its widths follow the towers where they are not given.
+        mim_decoder_config (`dict` or [`SyncMaskMimDecoderConfig`], *optional*): reconstructs masked patches.
+        projection_dim (`int`): size of the shared space that ITC compares in (ALBEF's 256).
+        mask_token_id (`int`): the tokenizer's `[MASK]`.
+        initial_temperature (`float`): ITC temperature at the start, between .001 and .5.
+        tie_word_embeddings (`bool`): the MLM head's output matrix is the text tower's embedding matrix.
+
+    Example:
+
+    ```python
+    >>> from syncmask import SyncMaskConfig, SyncMaskModel
+    >>> config = SyncMaskConfig.tiny(vocab_size=500)
+    >>> model = SyncMaskModel(config)
+    ```
+    """
+
+    model_type = "syncmask"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
+        "fusion_encoder_config": SyncMaskFusionEncoderConfig,
+        "mim_decoder_config": SyncMaskMimDecoderConfig,
+    }
+
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    fusion_encoder_config: dict[str, Any] | PreTrainedConfig | None = None
+    mim_decoder_config: dict[str, Any] | PreTrainedConfig | None = None
+    projection_dim: int = 256
+    mask_token_id: int = 103
+    initial_temperature: float = 0.07
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        for encoder, tower in (
+            (self.fusion_encoder_config, self.vision_config),
+            (self.mim_decoder_config, self.text_config),
+        ):
+            if encoder.encoder_hidden_size is None:
+                encoder.encoder_hidden_size = tower.hidden_size
+
+    def validate_widths(self):
+        """Refuse a fusion encoder that cannot take the towers' tokens (run by `@strict`)."""
+        fusion, decoder = self.fusion_encoder_config, self.mim_decoder_config
+        wanted = {
+            "fusion_encoder_config.hidden_size": (fusion.hidden_size, self.text_config.hidden_size),
+            "fusion_encoder_config.encoder_hidden_size": (
+                fusion.encoder_hidden_size,
+                self.vision_config.hidden_size,
+            ),
+            "mim_decoder_config.encoder_hidden_size": (
+                decoder.encoder_hidden_size,
+                self.text_config.hidden_size,
+            ),
+        }
+        for name, (seen, needed) in wanted.items():
+            if seen != needed:
+                raise ValueError(f"{name}={seen} does not fit the towers: set it to {needed}.")
+
+    def validate_temperature(self):
+        """Refuse an initial temperature outside (.001, .5), the range of the learned one (run by `@strict`)."""
+        if not 0.001 < self.initial_temperature < 0.5:
+            raise ValueError(f"initial_temperature={self.initial_temperature} is not between .001 and .5 (usual: .07).")
+
+    @property
+    def mask_layer(self) -> int:
+        """Index of the fusion layer that masks are read from by default: the third of six, the first of two.
+
+        Our choice, early or middle but never the last: only the [CLS] row of the last layer feeds ITM, so its rows of
+        words are noise.
+        """
+        return max(0, (self.fusion_encoder_config.num_hidden_layers - 1) // 2)
+
+    @classmethod
+    def tiny(cls, **overrides) -> "SyncMaskConfig":
+        """2 + 1 + 2 layers, 96 wide, 8-pixel patches of 64-pixel photos: trains on two CPU cores in minutes."""
+        return _preset(
+            cls,
+            vision={"layers": 2, "width": 96, "heads": 4, "image_size": 64, "patch_size": 8},
+            text={"layers": 1, "width": 96, "heads": 4, "dropout": 0.0},
+            fusion_layers=2,
+            decoder={"layers": 1, "width": 96, "heads": 4},
+            overrides={"projection_dim": 96, **overrides},
+        )
+
+    @classmethod
+    def small(cls, **overrides) -> "SyncMaskConfig":
+        """ViT-S/16 at 224 pixels, 384-wide text tower and fusion encoder of 6 layers each."""
+        return _preset(
+            cls,
+            vision={"layers": 12, "width": 384, "heads": 6, "image_size": 224, "patch_size": 16},
+            text={"layers": 6, "width": 384, "heads": 12, "dropout": 0.1},
+            fusion_layers=6,
+            decoder={"layers": 2, "width": 192, "heads": 6},
+            overrides=overrides,
+        )
+
+    @classmethod
+    def base(cls, **overrides) -> "SyncMaskConfig":
+        """ViT-B/16 at 256 pixels and BERT-base split 6 + 6: the size of the paper's family."""
+        return _preset(
+            cls,
+            vision={"layers": 12, "width": 768, "heads": 12, "image_size": 256, "patch_size": 16},
+            text={"layers": 6, "width": 768, "heads": 12, "dropout": 0.1},
+            fusion_layers=6,
+            decoder={"layers": 2, "width": 384, "heads": 6},
+            overrides=overrides,
+        )
+
+
+def _preset(cls, vision: dict, text: dict, fusion_layers: int, decoder: dict, overrides: dict) -> SyncMaskConfig:
+    """Spell out a preset; `overrides` may hold config fields and, for short, image_size, patch_size, vocab_size ..."""
+    vision, text = dict(vision), dict(text)
+    for key in ("image_size", "patch_size"):
+        vision[key] = overrides.pop(key, vision[key])
+    text_fields = {
+        k: overrides.pop(k) for k in ("vocab_size", "max_position_embeddings", "pad_token_id") if k in overrides
+    }
+    fields = {
+        "vision_config": {
+            **_layers(vision),
+            "model_type": "vit",
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+        },
+        "text_config": {
+            **_layers(text),
+            "model_type": "bert",
+            **_dropout(text),
+            "type_vocab_size": 1,
+            **text_fields,
+        },
+        "fusion_encoder_config": {
+            **_layers({**text, "layers": fusion_layers}),
+            "encoder_hidden_size": vision["width"],
+            "hidden_dropout_prob": text["dropout"],
+        },
+        "mim_decoder_config": {
+            **_layers(decoder),
+            "encoder_hidden_size": text["width"],
+            "hidden_dropout_prob": text["dropout"],
+        },
+    }
+    for key in [key for key in overrides if key in fields]:
+        fields[key] = {**fields[key], **overrides.pop(key)}
+    return cls(**fields, **overrides)
+
+
+def _layers(tower: dict) -> dict:
+    return {
+        "hidden_size": tower["width"],
+        "num_hidden_layers": tower["layers"],
+        "num_attention_heads": tower["heads"],
+        "intermediate_size": 4 * tower["width"],
+    }
+
+
+def _dropout(tower: dict) -> dict:
+    # Attention dropout would disable the flash path; the hidden states' dropout stays BERT's.
+    return {"hidden_dropout_prob": tower["dropout"], "attention_probs_dropout_prob": 0.0}
+
+
+__all__ = ["SyncMaskConfig", "SyncMaskFusionEncoderConfig", "SyncMaskMimDecoderConfig"]

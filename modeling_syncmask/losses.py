@@ -1,0 +1,94 @@
+"""The four objectives as pure functions: tensors and numbers in, a scalar out."""
+
+import torch
+import torch.nn.functional as F
+
+
+def match_targets(
+    item_ids: torch.Tensor, text_ids: torch.Tensor, all_item_ids: torch.Tensor, all_text_ids: torch.Tensor
+) -> torch.Tensor:
+    """Share each row's target mass among all candidates of the same item or with the same text.
+
+    t[i, j] = m[i, j] / sum_j m[i, j],  m[i, j] = item_i == item_j or text_i == text_j
+
+    Differs from the paper's family (ALBEF's one-hot targets): photos of one item share a text, so its other photos are
+    positives too (our choice, as in ALBEF's fine-tuning).
+
+    Args:
+        item_ids, text_ids: (B,). all_item_ids, all_text_ids: (G,), the global batch, which holds the B rows.
+
+    Returns:
+        (B, G), rows sum to 1.
+
+    Example: items [7, 7, 9] with texts [0, 0, 1] give [[.5, .5, 0], [.5, .5, 0], [0, 0, 1]].
+    """
+    same = (item_ids[:, None] == all_item_ids) | (text_ids[:, None] == all_text_ids)
+    return same.float() / same.sum(dim=1, keepdim=True)
+
+
+def soften_targets(targets: torch.Tensor, teacher_similarity: torch.Tensor, weight: float) -> torch.Tensor:
+    """Mix hard targets with the teacher's belief: (1 - a) t + a softmax(s_teacher).
+
+    Source: momentum distillation of ALBEF (section 3.4), the layout the paper builds on [reading].
+
+    Args:
+        targets: (B, G). teacher_similarity: (B, G), cosines over the teacher's own temperature. weight: a in [0, 1].
+    """
+    return (1 - weight) * targets + weight * teacher_similarity.float().softmax(dim=1)
+
+
+def itc_loss(
+    image_feats: torch.Tensor,
+    text_feats: torch.Tensor,
+    all_image_feats: torch.Tensor,
+    all_text_feats: torch.Tensor,
+    temperature: torch.Tensor,
+    image_targets: torch.Tensor,
+    text_targets: torch.Tensor,
+) -> torch.Tensor:
+    """Image-text contrast, both directions: mean of -sum_j t[i, j] log softmax_j(f_i . g_j / tau).
+
+    Args:
+        image_feats, text_feats: (B, P), unit length, this process's rows.
+        all_image_feats, all_text_feats: (G, P), the global batch's.
+        temperature: tau, shape (1,).
+        image_targets: (B, G) over texts, text_targets: (B, G) over photos; rows sum to 1.
+
+    Source: ITC of the paper [paper]; candidates are the global batch, no queue [ours].
+    """
+    # Similarities tie under autocast, so they are taken in fp32.
+    with torch.autocast(image_feats.device.type, enabled=False):
+        i2t = image_feats.float() @ all_text_feats.float().T / temperature.float()
+        t2i = text_feats.float() @ all_image_feats.float().T / temperature.float()
+        return (F.cross_entropy(i2t, image_targets) + F.cross_entropy(t2i, text_targets)) / 2
+
+
+def itm_loss(logits: torch.Tensor, is_match: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Image-text matching: two-way cross-entropy over the pairs that exist.
+
+    Args:
+        logits: (R, 2), column 1 = match. is_match: (R,) bool. valid: (R,) bool, False where no negative was allowed.
+    """
+    losses = F.cross_entropy(logits.float(), is_match.long(), reduction="none")
+    return (losses * valid).sum() / valid.sum().clamp(min=1)
+
+
+def mlm_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Masked language modeling: mean cross-entropy over the hidden tokens; 0 when there is none.
+
+    Args:
+        logits: (M, V) at the hidden tokens. targets: (M,), their true ids.
+    """
+    return F.cross_entropy(logits.float(), targets, reduction="sum") / max(1, targets.numel())
+
+
+def mim_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Masked image modeling: mean squared error over the hidden patches' standardised pixels.
+
+    Pixels are standardised by the processor's mean and sd, not patch by patch, which would throw the colour away that
+    the text tells (our choice: the text gap was 36 % against 23 % on a generated corpus).
+
+    Args:
+        predictions, targets: (B, k, patch_dim).
+    """
+    return F.mse_loss(predictions.float(), targets.float())
