@@ -1,1 +1,63 @@
-"""SyncMask: synchronized attentional masking for fashion vision-language pretraining."""
+"""SyncMask: synchronized attentional masking for fashion vision-language pretraining.
+
+`import syncmask` registers the classes with transformers' Auto loaders; names are imported when they are used.
+"""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+_HOMES = {
+    "SyncMaskConfig": "syncmask.configuration_syncmask",
+    "SyncMaskFusionEncoderConfig": "syncmask.configuration_syncmask",
+    "SyncMaskMimDecoderConfig": "syncmask.configuration_syncmask",
+    "SyncMaskModel": "syncmask.modeling_syncmask",
+    "SyncMaskForPreTraining": "syncmask.modeling_syncmask",
+    "SyncMaskImageProcessor": "syncmask.processing.processing_syncmask",
+    "SyncMaskProcessor": "syncmask.processing.processing_syncmask",
+}
+
+__all__ = [*_HOMES, "register_auto_classes"]
+__version__ = "0.1.0.dev0"
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'syncmask' has no attribute {name!r}; public names are {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+def register_auto_classes() -> None:
+    """Let AutoConfig, AutoModel, AutoModelForPreTraining, AutoImageProcessor and AutoProcessor find these classes."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, AutoProcessor
+
+    from syncmask.configuration_syncmask import (
+        SyncMaskConfig,
+        SyncMaskFusionEncoderConfig,
+        SyncMaskMimDecoderConfig,
+    )
+    from syncmask.modeling_syncmask import SyncMaskForPreTraining, SyncMaskModel
+    from syncmask.processing.processing_syncmask import SyncMaskImageProcessor, SyncMaskProcessor
+
+    for config in (SyncMaskConfig, SyncMaskFusionEncoderConfig, SyncMaskMimDecoderConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModel.register(SyncMaskConfig, SyncMaskModel, exist_ok=True)
+    AutoModelForPreTraining.register(SyncMaskConfig, SyncMaskForPreTraining, exist_ok=True)
+    AutoImageProcessor.register(
+        SyncMaskConfig, image_processor_classes={"pil": SyncMaskImageProcessor}, exist_ok=True
+    )
+    AutoProcessor.register(SyncMaskConfig, SyncMaskProcessor, exist_ok=True)
+
+
+def _is_command() -> bool:
+    """Tell whether this process is the `syncmask` command, which registers once it knows that it needs models."""
+    return Path(sys.argv[0]).stem == "syncmask" or sys.orig_argv[1:3] == ["-m", "syncmask"]
+
+
+if not _is_command() and importlib.util.find_spec("torch") is not None:
+    register_auto_classes()

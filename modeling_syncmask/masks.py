@@ -170,7 +170,9 @@ def blend(
 # ------------------------------------------------------------------------------------------------------------ choosing
 
 
-def choose(scores: torch.Tensor, valid: torch.Tensor, rule: ChoiceRule, noise: torch.Tensor) -> Choice:
+def choose(
+    scores: torch.Tensor, valid: torch.Tensor, rule: ChoiceRule, noise: torch.Tensor | None = None
+) -> Choice:
     """Choose exactly round(rate * n) of each row's n valid candidates, most by score, some at random.
 
     by score: the highest z / T + Gumbel noise; then k_random = random_share * k, stochastically rounded, drawn
@@ -179,27 +181,42 @@ def choose(scores: torch.Tensor, valid: torch.Tensor, rule: ChoiceRule, noise: t
 
     Args:
         scores: z (B, W), standardised. valid: (B, W) bool. rule: see [`ChoiceRule`].
-        noise: (B, W, 2) uniform in (0, 1): [..., 0] perturbs the scores, [..., 1] draws the random share, and
-            [:, 0, 1] rounds it. Given by the caller, so that a rank's slice of the global noise gives the same masks.
+        noise: (B, 1 + W, 2) uniform in (0, 1), given by the caller so that a process's slice of the global noise gives
+            the same masks: [:, 0, 0] rounds the random part, [:, 1 + w] perturbs and draws candidate w. May be longer
+            than W. None where the rule leaves nothing to chance (T = 0, random_share 0).
+
+    Raises:
+        ValueError: without noise, when the rule needs it.
 
     Example: scores [2, 1, 0, -1] at rate .5, T = 0 and random_share 0 choose the first two.
     """
+    if noise is None:
+        if rule.temperature != 0 or rule.random_share != 0:
+            raise ValueError(f"{rule} draws at random: give `noise`, or set temperature and random_share to 0.")
+        noise = scores.new_full((scores.shape[0], 1 + scores.shape[1], 2), 0.5)
+    rounding, noise = noise[:, 0, 0], noise[:, 1 : 1 + scores.shape[1]]
     budget = _budget(valid, rule.rate)
-    random_part = (rule.random_share * budget + noise[:, 0, 1]).floor().long()
-    if rule.temperature == 0:
-        keys = scores
-    else:
-        keys = rule.strength * scores / rule.temperature + gumbel(noise[..., 0])
+    random_part = (rule.random_share * budget + rounding).floor().long()
+    keys = scores
+    if rule.temperature != 0:
+        keys = rule.strength * scores / rule.temperature + gumbel_noise(noise[..., 0])
     by_score = _top(keys, valid, budget - random_part)
-    # The rounding used this column too: shifting it keeps the draw uniform and independent of the rounding.
-    lottery = noise[..., 1].roll(1, dims=1)
-    at_random = _top(lottery, valid & ~by_score, random_part)
+    at_random = _top(noise[..., 1], valid & ~by_score, random_part)
     return Choice(mask=by_score | at_random, by_score=by_score)
 
 
-def gumbel(noise: torch.Tensor) -> torch.Tensor:
-    """Turn uniform noise in (0, 1) into Gumbel noise: -log(-log u)."""
-    return -(-noise.clamp(EPSILON, 1 - EPSILON).log()).log()
+def gumbel_noise(uniform: torch.Tensor) -> torch.Tensor:
+    """Turn uniform noise in [0, 1) into Gumbel noise: argmax(x + noise) is then a draw from softmax(x).
+
+    Both ends are clamped so that no value is infinite.
+
+    Example:
+        >>> round(gumbel_noise(torch.tensor([0.5])).item(), 4)
+        0.3665
+    """
+    info = torch.finfo(torch.float32)
+    clamped = uniform.float().clamp(info.tiny, 1 - info.eps / 2)
+    return -torch.log(-torch.log(clamped))
 
 
 def synchronised_masks(
@@ -216,14 +233,14 @@ def synchronised_masks(
     Args:
         word_scores: (B, W), standardised; zeros choose at random.
         attention: A (B, W, N). word_ids: (B, L). word_rule, patch_rule: see [`ChoiceRule`].
-        word_noise: (B, W, 2), patch_noise: (B, N, 2), uniform in (0, 1).
+        word_noise: (B, 1 + W or more, 2), patch_noise: (B, 1 + N, 2), uniform, as in `choose`.
 
     Returns:
         text_mask (B, L) bool, patch_mask (B, N) bool, and the word choice.
     """
     valid = valid_words(word_ids)
     words = choose(word_scores, valid, word_rule, word_noise)
-    every_patch = torch.ones_like(patch_noise[..., 0], dtype=torch.bool)
+    every_patch = torch.ones_like(attention[:, 0], dtype=torch.bool)
     patch_scores = standardise(relative_patch_scores(attention, words.by_score, valid), every_patch)
     patches = choose(patch_scores, every_patch, patch_rule, patch_noise)
     return words_to_tokens(words.mask, word_ids), patches.mask, words
@@ -235,9 +252,10 @@ def corrupt(
     """Replace hidden words by BERT's rule: 80 % [MASK], 10 % random tokens, 10 % left, decided word by word.
 
     Args:
-        input_ids, word_ids: (B, L). text_mask: (B, L) bool. noise: (B, L, 2) uniform in (0, 1): [..., 0] decides for
+        input_ids, word_ids: (B, L). text_mask: (B, L) bool. noise: (B, L or more, 2) uniform: [..., 0] decides for
             word w at column w, [..., 1] draws random tokens. config: a SyncMaskConfig (mask_token_id, vocabulary).
     """
+    noise = noise[:, : input_ids.shape[1]]
     fate = noise[..., 0].gather(1, word_ids.clamp(min=0))
     vocabulary = config.text_config.vocab_size
     random_ids = (noise[..., 1] * vocabulary).long().clamp(max=vocabulary - 1)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .masks import gumbel_noise
+
 
 def forbidden_pairs(
     item_ids: Tensor, text_ids: Tensor, overlap: Tensor | None = None, tau: float | None = None
@@ -51,20 +53,6 @@ def forbidden_pairs(
     if overlap.shape != rule1.shape:
         raise ValueError(f"overlap is {tuple(overlap.shape)}, but {len(item_ids)} rows need {(*rule1.shape,)}")
     return rule1, rule1 | (overlap.to(rule1.device) >= tau)
-
-
-def gumbel_noise(uniform: Tensor) -> Tensor:
-    """Turn uniform noise in [0, 1) into Gumbel noise: argmax(x + noise) is then a draw from softmax(x).
-
-    Both ends are clamped so that no value is infinite.
-
-    Example:
-        >>> round(gumbel_noise(torch.tensor([0.5])).item(), 4)
-        0.3665
-    """
-    info = torch.finfo(torch.float32)
-    clamped = uniform.float().clamp(info.tiny, 1 - info.eps / 2)
-    return -torch.log(-torch.log(clamped))
 
 
 @torch.no_grad()

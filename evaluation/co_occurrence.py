@@ -1,0 +1,213 @@
+"""The pure half of the protocol `co-occurrence`: do masks hide what photo and text both hold?
+
+Everything here takes plain arrays: scores and truth of words and patches, errors, row lists. What a model scores is
+measured in `measure.py`; both meet in `co_occurrence_protocol.py`.
+
+A row is a photo with its text. Per row the words' arrays have one entry a maskable word; lists of arrays, since texts
+differ in length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from .metrics import Metric, auc_pairs, average_precision, bootstrap_mean, bootstrap_ratio, exact, precision_at_rate
+
+WORD_RATE, PATCH_RATE = 0.3, 0.2
+GAP_WORD_RATE, GAP_PATCH_RATE = 0.3, 0.4
+COVERED = 0.3  # a patch counts as inside from this covered share on
+
+Words = Sequence[np.ndarray]
+
+
+# ----------------------------------------------------------------------------------------------------------- words
+
+
+def blind_table(words: Sequence[Sequence[str]], visible: Sequence[Sequence[bool]]) -> dict[str, float]:
+    """Share of train rows that hold a vocabulary word in which it is visible: what knowing the word alone tells.
+
+    Example: `blind_table([["red"], ["red"]], [[True], [False]])` is `{"red": .5}`.
+    """
+    seen, shown = {}, {}
+    for row_words, row_visible in zip(words, visible, strict=True):
+        for word, is_visible in zip(row_words, row_visible, strict=True):
+            seen[word] = seen.get(word, 0) + 1
+            shown[word] = shown.get(word, 0) + bool(is_visible)
+    return {word: shown[word] / count for word, count in seen.items()}
+
+
+def blind_scores(table: Mapping[str, float], words: Sequence[str]) -> np.ndarray:
+    """The table's scores (W,) of one row's words; a word it never saw takes the mean of all."""
+    unseen = float(np.mean(list(table.values()))) if table else 0.0
+    return np.array([table.get(word, unseen) for word in words], dtype=np.float64)
+
+
+def word_metrics(
+    scores: Mapping[str, Words], visible: Words, *, rate: float = WORD_RATE, seed: int = 0
+) -> dict[str, Metric]:
+    """AP and precision of the hard top `rate` of words against "visible in this view", by name of the score.
+
+    Rows in which no word or every word is visible are left out: they tell no score from another. `random` (any order
+    is as likely) and `oracle` (the truth itself) are added. `precision_gain` is the paired difference to `random`.
+
+    Returns:
+        `words/ap/NAME`, `words/precision/NAME`, `words/precision_gain/NAME`; n counts rows.
+    """
+    telling = [row for row, truth in enumerate(visible) if truth.any() and not truth.all()]
+    beside = {
+        "random": [np.zeros(len(truth)) for truth in visible],
+        "oracle": [truth.astype(float) for truth in visible],
+    }
+    random = _by_row(precision_at_rate, beside["random"], visible, telling, rate)
+    metrics = {}
+    for name, by_row in {**scores, **beside}.items():
+        precision = _by_row(precision_at_rate, by_row, visible, telling, rate)
+        metrics[f"words/ap/{name}"] = bootstrap_mean(_by_row(average_precision, by_row, visible, telling), seed=seed)
+        metrics[f"words/precision/{name}"] = bootstrap_mean(precision, seed=seed)
+        if name != "random":
+            metrics[f"words/precision_gain/{name}"] = bootstrap_mean(precision - random, seed=seed)
+    return metrics
+
+
+def _by_row(measure: Callable, scores: Words, truth: Words, rows: Sequence[int], *more) -> np.ndarray:
+    return np.array([measure(scores[row], truth[row], *more) for row in rows], dtype=np.float64)
+
+
+def view_metrics(
+    scores: Mapping[str, Words], visible: Words, words: Sequence[Sequence[str]], item_ids: np.ndarray, *, seed: int = 0
+) -> dict[str, Metric]:
+    """Does a score see the view? itemAUC and viewAUC by name of the score; .5 = blind to the photo.
+
+    itemAUC compares the same word of the same item over its views (interval over items), viewAUC the same vocabulary
+    word over all photos (interval over words).
+
+    Args:
+        scores: by name, (W,) a row.
+        visible: (W,) bool a row.
+        words: lower-cased words a row, as long as its scores.
+        item_ids: (rows,); the rows of an item have the same text.
+        seed: of the bootstrap.
+    """
+    lengths = [len(truth) for truth in visible]
+    shown = np.concatenate(visible)
+    items = np.repeat(np.unique(item_ids, return_inverse=True)[1], lengths)
+    place = np.concatenate([np.arange(length) for length in lengths])
+    vocabulary = np.unique([word for row in words for word in row], return_inverse=True)[1]
+    metrics = {}
+    for name, by_row in scores.items():
+        values = np.concatenate(by_row)
+        groups = items * (max(lengths) + 1) + place
+        metrics[f"words/item_auc/{name}"] = auc_pairs(values, shown, groups, items, seed=seed)
+        metrics[f"words/view_auc/{name}"] = auc_pairs(values, shown, vocabulary, seed=seed)
+    for figure in ("item_auc", "view_auc"):
+        metrics[f"words/{figure}/random"] = exact(0.5, 0)
+    return metrics
+
+
+# --------------------------------------------------------------------------------------------------------- patches
+
+
+def covered_share(boxes: Sequence[Sequence[float]], grid: tuple[int, int], image_size: int) -> np.ndarray:
+    """Share (h, w) of each patch that the union of boxes [x0, y0, x1, y1] (pixels) covers, counted in pixel centres.
+
+    Example: `covered_share([[0, 0, 2, 4]], (1, 2), 4)` is `[[1, 0]]`.
+    """
+    centres = np.arange(image_size) + 0.5
+    inside = np.zeros((image_size, image_size), dtype=bool)
+    for x0, y0, x1, y1 in boxes:
+        inside |= ((centres >= y0) & (centres < y1))[:, None] & ((centres >= x0) & (centres < x1))
+    height, width = grid
+    return inside.reshape(height, image_size // height, width, image_size // width).mean(axis=(1, 3))
+
+
+def centre_scores(grid: tuple[int, int]) -> np.ndarray:
+    """The centre prior (N,): the nearer a patch is to the middle of the photo, the higher."""
+    y, x = (np.arange(count) - (count - 1) / 2 for count in grid)
+    return -np.hypot(y[:, None] / grid[0], x / grid[1]).round(9).reshape(-1)
+
+
+def patch_metrics(
+    scores: Mapping[str, np.ndarray],
+    inside: np.ndarray,
+    grid: tuple[int, int],
+    *,
+    rate: float = PATCH_RATE,
+    seed: int = 0,
+) -> dict[str, Metric]:
+    """Share of the hard top `rate` of patches that lie inside regions of words both mentioned and visible.
+
+    Args:
+        scores: by name, (rows, N).
+        inside: (rows, N) bool; rows without any or with nothing but such patches are left out.
+        grid: (h, w), h w = N.
+        rate: share of the patches that is taken.
+        seed: of the bootstrap.
+
+    Returns:
+        `patches/precision/NAME` and `patches/precision_gain/NAME` (over random), with `random`, `centre` and `oracle`.
+    """
+    telling = np.flatnonzero(inside.any(axis=1) & ~inside.all(axis=1))
+    beside = {
+        "random": np.zeros(inside.shape),
+        "centre": np.broadcast_to(centre_scores(grid), inside.shape),
+        "oracle": inside.astype(float),
+    }
+    random = _by_row(precision_at_rate, beside["random"], inside, telling, rate)
+    metrics = {}
+    for name, by_row in {**scores, **beside}.items():
+        precision = _by_row(precision_at_rate, by_row, inside, telling, rate)
+        metrics[f"patches/precision/{name}"] = bootstrap_mean(precision, seed=seed)
+        if name != "random":
+            metrics[f"patches/precision_gain/{name}"] = bootstrap_mean(precision - random, seed=seed)
+    return metrics
+
+
+# -------------------------------------------------------------------------------------------------------- text gap
+
+
+def truth_masks(
+    visible: Words,
+    regions: Sequence[Sequence[Sequence[float]]],
+    grid: tuple[int, int],
+    image_size: int,
+    *,
+    word_rate: float = GAP_WORD_RATE,
+    patch_rate: float = GAP_PATCH_RATE,
+    seed: int = 0,
+) -> np.ndarray:
+    """Fixed co-occurring patch masks (rows, N) bool: words that this view shows, then the patches where they are.
+
+    Exactly round(patch_rate N) patches a row: the most covered by the chosen words' regions first, seeded noise among
+    equals, so that what is left of the budget falls anywhere.
+    """
+    rng, patches = np.random.default_rng(seed), grid[0] * grid[1]
+    budget = min(max(round(patch_rate * patches), 1), patches - 1)
+    masks = np.zeros((len(visible), patches), dtype=bool)
+    for row, (truth, boxes) in enumerate(zip(visible, regions, strict=True)):
+        shown = rng.permutation(np.flatnonzero(truth))
+        chosen = shown[: max(1, round(word_rate * len(truth)))]
+        cover = covered_share([boxes[word] for word in chosen if len(boxes[word])], grid, image_size).reshape(-1)
+        masks[row, np.argsort(-(cover + 1e-6 * rng.random(patches)))[:budget]] = True
+    return masks
+
+
+def text_gap(own_error: np.ndarray, other_error: np.ndarray, *, seed: int = 0) -> Metric:
+    """Relative rise of the MIM error (rows,) when another item's text is given: mean(other) / mean(own) - 1."""
+    return bootstrap_ratio(np.asarray(other_error) - np.asarray(own_error), own_error, seed=seed)
+
+
+def derangement(item_ids: np.ndarray, seed: int) -> np.ndarray:
+    """For each row a row (rows,) of another item, the next one in a seeded order of items: every item is used alike.
+
+    Raises:
+        ValueError: all rows are of one item.
+    """
+    items, firsts, inverse = np.unique(np.asarray(item_ids), return_index=True, return_inverse=True)
+    if len(items) < 2:
+        raise ValueError("all rows are of one item, so no row can be given another item's text; use more items")
+    order = np.random.default_rng(seed).permutation(len(items))
+    following = np.empty(len(items), dtype=np.int64)
+    following[order] = np.roll(order, 1)
+    return firsts[following[inverse]]

@@ -1,0 +1,102 @@
+"""What a model says of the rows of a corpus: features and matching scores, in batches, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+
+from syncmask.processing.collator import read_photo
+from syncmask.processing.corpus import CorpusIndex
+
+
+def batches(processor, dataset, rows: np.ndarray, batch_size: int, device="cpu") -> Iterator[dict]:
+    """Model inputs of some rows: pixel_values (B, 3, S, S), input_ids, attention_mask, word_ids (B, L), rows (B,)."""
+    texts = dataset.select_columns(["text"])
+    for start in range(0, len(rows), batch_size):
+        part = np.asarray(rows[start : start + batch_size])
+        inputs = processor(images=photos(dataset, part), text=texts[part.tolist()]["text"], return_word_ids=True)
+        batch = {name: tensor.to(device) for name, tensor in inputs.items()}
+        yield batch | {"rows": torch.from_numpy(part)}
+
+
+def photos(dataset, rows: np.ndarray) -> list[Image.Image]:
+    """The photos of some rows, upright and RGB; one that cannot be read raises UnreadablePhoto with its row."""
+    undecoded = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    cells = undecoded[[int(row) for row in rows]]["image"]
+    return [read_photo(cell, int(row)) for cell, row in zip(cells, rows)]
+
+
+class Embedder:
+    """Features of a corpus's photos and distinct texts, and matching scores of any pairs of them.
+
+    Each distinct text is encoded once, so equal texts have the same features to the bit. The texts' tokens are kept
+    (texts x tokens x width); photos are encoded anew for the matching, since their tokens would not fit the memory
+    at a real size.
+
+    Args:
+        model: a `SyncMaskForPreTraining`; its mode is not changed, call `.eval()` before.
+        processor: its `SyncMaskProcessor`.
+        dataset: rows of a corpus.
+        index: its `CorpusIndex`.
+        batch_size: photos or texts a pass.
+    """
+
+    def __init__(self, model, processor, dataset, index: CorpusIndex, *, batch_size: int = 128):
+        self.model, self.processor, self.dataset, self.index = model, processor, dataset, index
+        self.batch_size = batch_size
+        self._tokens: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @torch.no_grad()
+    def image_feats(self) -> np.ndarray:
+        """(rows, P) float32, unit length."""
+        parts = []
+        for start in range(0, len(self.dataset), self.batch_size):
+            rows = np.arange(start, min(start + self.batch_size, len(self.dataset)))
+            parts.append(self.model.syncmask.project_image(self._image_embeds(rows)).float().cpu())
+        return torch.cat(parts).numpy()
+
+    @torch.no_grad()
+    def text_feats(self) -> np.ndarray:
+        """(distinct texts, P) float32, unit length, by text id."""
+        embeds, _ = self._text_embeds()
+        parts = [self.model.syncmask.project_text(part).float().cpu() for part in embeds.split(4096)]
+        return torch.cat(parts).numpy()
+
+    @torch.no_grad()
+    def matching(self, image_rows: np.ndarray, text_ids: np.ndarray) -> np.ndarray:
+        """Logit of match less logit of no match (n,) for pairs of photos and texts, given by row and text id."""
+        embeds, mask = self._text_embeds()
+        scores = np.empty(len(image_rows), dtype=np.float64)
+        order = np.argsort(image_rows, kind="stable")
+        # Pairs sorted by photo: each photo is encoded once and its keys and values serve all its texts.
+        for part in np.array_split(order, -(-len(order) // (4 * self.batch_size))):
+            rows, image_index = np.unique(image_rows[part], return_inverse=True)
+            image_embeds = self._image_embeds(rows)
+            texts = torch.from_numpy(text_ids[part]).to(embeds.device)
+            longest = int(mask[texts].sum(dim=1).max())
+            logits = self.model.itm_logits(
+                embeds[texts, :longest],
+                mask[texts, :longest],
+                image_embeds,
+                torch.from_numpy(image_index).to(embeds.device),
+            )
+            scores[part] = (logits[:, 1] - logits[:, 0]).double().cpu().numpy()
+        return scores
+
+    def _image_embeds(self, rows: np.ndarray) -> torch.Tensor:
+        pixels = self.processor(images=photos(self.dataset, rows))["pixel_values"]
+        parts = [self.model.syncmask.encode_image(part.to(self.model.device)) for part in pixels.split(self.batch_size)]
+        return torch.cat(parts)
+
+    def _text_embeds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (T, L, D) and attention mask (T, L) of all distinct texts, encoded on first use."""
+        if self._tokens is None:
+            inputs = self.processor(text=self.index.texts)
+            ids, mask = (inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+            parts = zip(ids.split(self.batch_size), mask.split(self.batch_size))
+            self._tokens = torch.cat([self.model.syncmask.encode_text(*part) for part in parts]), mask
+        return self._tokens

@@ -1,0 +1,195 @@
+"""What the teacher scores: words and patches of pairs under both mask strategies, and the words' means over photos.
+
+The same functions as in training (`syncmask.scores`, `syncmask.masks`), at T = 0 and without a random share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from syncmask.masks import (
+    ChoiceRule,
+    attention_word_scores,
+    blend,
+    choose,
+    relative_patch_scores,
+    standardise,
+    valid_words,
+    word_attention,
+)
+from syncmask.scores import attention_scores, word_evidence
+from syncmask.word_scores import WordScores
+
+from .co_occurrence import PATCH_RATE, WORD_RATE
+from .embedding import batches
+
+# Strategy -> its default lambda: the share of this pair's own score against the word's mean.
+INSTANCE_WEIGHTS = {"attention": 1.0, "evidence": 0.5}
+
+
+@dataclass
+class PairScores:
+    """One batch under the teacher: `valid` (B, W), attention A (B, W, N), standardised scores (B, W) by strategy."""
+
+    valid: torch.Tensor
+    attention: torch.Tensor
+    scores: dict[str, torch.Tensor]
+
+
+@dataclass
+class Measured:
+    """All rows: word scores (a list of (W,)) and patch scores (rows, N) by name, and how many words each text kept."""
+
+    words: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    patches: dict[str, np.ndarray] = field(default_factory=dict)
+    kept: list[int] = field(default_factory=list)
+
+
+@torch.no_grad()
+def score_pairs(
+    teacher,
+    batch: Mapping[str, torch.Tensor],
+    item_ids: np.ndarray,
+    strategies: Sequence[str],
+    *,
+    layer: int | None = None,
+    others: int = 3,
+    seed: int = 0,
+) -> PairScores:
+    """Scores of one batch of pairs.
+
+    Args:
+        teacher: a `SyncMaskForPreTraining` in eval mode, with its MLM head for `evidence`.
+        batch: pixel_values (B, 3, S, S), input_ids, attention_mask, word_ids (B, L).
+        item_ids: (B,); `evidence` compares with photos of other items of the batch.
+        strategies: of "attention", "evidence".
+        layer: fusion layer that the attention is read from; `config.mask_layer` when None.
+        others: how many other photos `evidence` averages.
+        seed: which ones.
+    """
+    ids, mask, word_ids = batch["input_ids"], batch["attention_mask"], batch["word_ids"]
+    images = teacher.syncmask.encode_image(batch["pixel_values"])
+    texts = teacher.syncmask.encode_text(ids, mask)
+    raw = attention_scores(teacher.syncmask, images, texts, mask, layer)
+    valid, scores = valid_words(word_ids), {}
+    if "attention" in strategies:
+        scores["attention"] = standardise(attention_word_scores(raw, mask, word_ids), valid)
+    if "evidence" in strategies:
+        own = torch.arange(len(ids), device=ids.device)
+        other = torch.from_numpy(other_rows(item_ids, others, seed)).to(ids.device)
+        evidence = word_evidence(teacher, images, own, other, ids, mask, word_ids)
+        scores["evidence"] = standardise(evidence, valid)
+    return PairScores(valid, word_attention(raw, word_ids), scores)
+
+
+def other_rows(item_ids: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """For each row of a batch `count` rows of other items (B, count), fewer where the batch has no more.
+
+    Raises:
+        ValueError: a row has no other item beside it.
+    """
+    item_ids = np.asarray(item_ids)
+    different = item_ids[:, None] != item_ids
+    available = int(different.sum(axis=1).min())
+    if available == 0:
+        raise ValueError(f"a batch of {len(item_ids)} rows holds one item alone; evidence needs photos of others")
+    keys = np.where(different, np.random.default_rng(seed).random(different.shape), -1)
+    return np.argsort(-keys, axis=1)[:, : min(count, available)]
+
+
+def fill_word_means(
+    teacher, processor, dataset, item_ids, strategies, *, batch_size=128, layer=None, others=3, seed=0
+) -> dict[str, WordScores]:
+    """The words' mean scores m[v] by strategy, from one pass over some train rows (bound them by `select`)."""
+    texts = processor(text=list(dataset["text"]), return_word_ids=True)
+    vocabulary = WordScores.from_texts(list(zip(texts["input_ids"], texts["word_ids"]))).vocabulary
+    # decay 1: one pass of a fixed teacher, so every row counts alike.
+    means = {strategy: WordScores(vocabulary, decay=1.0) for strategy in strategies}
+    for rows in mixed_rows(len(dataset), batch_size, seed):
+        batch = next(batches(processor, dataset, rows, len(rows), teacher.device))
+        pairs = score_pairs(teacher, batch, item_ids[rows], strategies, layer=layer, others=others, seed=seed)
+        for strategy, scores in pairs.scores.items():
+            index = means[strategy].rows(batch["input_ids"], batch["word_ids"])
+            means[strategy].update(index, scores, pairs.valid)
+    return means
+
+
+def measure_rows(
+    teacher,
+    processor,
+    dataset,
+    item_ids: np.ndarray,
+    means: Mapping[str, WordScores],
+    visible: Sequence[Sequence[bool]],
+    *,
+    instance_weights: Mapping[str, float] = INSTANCE_WEIGHTS,
+    batch_size: int = 128,
+    layer: int | None = None,
+    others: int = 3,
+    seed: int = 0,
+) -> Measured:
+    """Word and patch scores of every row, by name.
+
+    Words: STRATEGY (its score with its lambda), STRATEGY_mean (m[v] alone) and, where lambda < 1, STRATEGY_own (s
+    alone). Patches: STRATEGY (relative attention of its hard top words), true_words (the same of words that this view
+    shows: what perfect word scores would give) and contrast (the spread of a patch's pixels: what eyes without a text
+    and without any training would give).
+    """
+    found = Measured(kept=[0] * len(dataset))
+    for rows in mixed_rows(len(dataset), batch_size, seed):
+        batch = next(batches(processor, dataset, rows, len(rows), teacher.device))
+        pairs = score_pairs(teacher, batch, item_ids[rows], list(means), layer=layer, others=others, seed=seed)
+        everywhere = torch.ones(len(rows), dtype=torch.bool, device=pairs.valid.device)
+        words, patches = {}, {}
+        for strategy, own in pairs.scores.items():
+            mean = means[strategy].means(means[strategy].rows(batch["input_ids"], batch["word_ids"]))
+            weight = instance_weights[strategy]
+            words[strategy] = blend(own, mean, weight, everywhere, pairs.valid)
+            words |= {f"{strategy}_mean": mean} | ({f"{strategy}_own": own} if weight < 1 else {})
+            patches[strategy] = patches_of_top_words(words[strategy], pairs)
+        patches["contrast"] = teacher.patchify(batch["pixel_values"]).std(dim=-1)
+        patches["true_words"] = patches_of_top_words(_padded(visible, rows, pairs.valid), pairs)
+        _collect(found, rows, pairs.valid, words, patches)
+    return found
+
+
+def patches_of_top_words(word_scores: torch.Tensor, pairs: PairScores, rate: float = WORD_RATE) -> torch.Tensor:
+    """Relative attention (B, N) of the hard top `rate` of words."""
+    chosen = top(word_scores, pairs.valid, rate)
+    return relative_patch_scores(pairs.attention, chosen, pairs.valid)
+
+
+def top(scores: torch.Tensor, valid: torch.Tensor, rate: float = PATCH_RATE) -> torch.Tensor:
+    """The hard top `rate` of each row's valid candidates (B, W) bool: T = 0, no random share."""
+    return choose(scores, valid, ChoiceRule(rate=rate, temperature=0, random_share=0)).mask
+
+
+def mixed_rows(count: int, batch_size: int, seed: int) -> list[np.ndarray]:
+    """Row numbers in shuffled batches of nearly equal size, so that no batch holds one item alone."""
+    order = np.random.default_rng(seed).permutation(count)
+    return np.array_split(order, max(1, -(-count // batch_size)))
+
+
+def _padded(truth: Sequence[Sequence[bool]], rows: np.ndarray, valid: torch.Tensor) -> torch.Tensor:
+    padded = torch.zeros(valid.shape)
+    for place, row in enumerate(rows):
+        known = torch.tensor(truth[row], dtype=torch.float32)[: valid.shape[1]]
+        padded[place, : len(known)] = known
+    return padded.to(valid.device)
+
+
+def _collect(found: Measured, rows: np.ndarray, valid: torch.Tensor, words: dict, patches: dict) -> None:
+    """Files one batch under its rows; a text's words end where the tokenizer cut it."""
+    lengths = valid.sum(dim=1).tolist()
+    for name, scores in words.items():
+        by_row = found.words.setdefault(name, [None] * len(found.kept))
+        for row, length, values in zip(rows, lengths, scores.double().cpu().numpy()):
+            by_row[row] = values[:length]
+            found.kept[row] = length
+    for name, scores in patches.items():
+        by_row = found.patches.setdefault(name, np.empty((len(found.kept), scores.shape[1])))
+        by_row[rows] = scores.double().cpu().numpy()

@@ -1,0 +1,149 @@
+"""A protocol's result: what was measured, on what, by which model; saved as results/PROTOCOL.json of a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from .metrics import Metric
+
+NOTE = "In %, with 95 % bootstrap intervals over the n queries, rows, items or batches that were measured."
+
+
+@dataclass
+class Result:
+    """Metrics of one protocol with everything that is needed to compare them honestly.
+
+    A metric's name is QUANTITY/FIGURE/SCORE, as in `image_to_text/recall@10/itc`. What a figure must be read against
+    is a score of its own beside it: `.../chance`, `.../random`, `.../oracle`.
+    """
+
+    protocol: str
+    version: int
+    corpus: dict = field(default_factory=dict)
+    model: dict = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    candidates_sha256: str = ""
+    command: str = field(default_factory=lambda: " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    versions: dict[str, str] = field(default_factory=lambda: library_versions())
+
+    def value(self, name: str) -> float:
+        """The value of one metric; an unknown name raises a KeyError that lists those of the same quantity."""
+        if name not in self.metrics:
+            near = [known for known in self.metrics if known.split("/")[0] == name.split("/")[0]]
+            raise KeyError(f"{self.protocol} has no metric {name!r}; it has {near or sorted(self.metrics)}")
+        return self.metrics[name]["value"]
+
+    def save(self, path: str | Path) -> Path:
+        """Writes JSON to `path` (a file, or a folder that gets PROTOCOL.json), whole or not at all."""
+        path = Path(path)
+        path = path / f"{self.protocol}.json" if path.suffix != ".json" else path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = asdict(self) | {"metrics": {name: _jsonable(metric) for name, metric in self.metrics.items()}}
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """Reads what `save` wrote; a file of another schema raises a ValueError that says what is missing."""
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        missing = {"protocol", "version", "metrics"} - set(content)
+        if missing:
+            raise ValueError(f"{path} is no result of a protocol: it lacks {sorted(missing)}")
+        known = {name: value for name, value in content.items() if name in cls.__dataclass_fields__}
+        known["metrics"] = {name: _measured(metric) for name, metric in known["metrics"].items()}
+        return cls(**known)
+
+    def table(self) -> str:
+        """A plain-text table: a line a score, its figures side by side with their intervals, all in %."""
+        lines = [f"{self.protocol} (version {self.version}){self._subject()}"]
+        for quantity, rows, figures in pivot(self.metrics):
+            cells = [[quantity.replace("_", " "), *figures, "n"]]
+            cells += [[name, *(cell(row.get(figure)) for figure in figures), counts(row)] for name, row in rows.items()]
+            lines += ["", *_aligned(cells)]
+        return "\n".join([*lines, "", NOTE])
+
+    def _subject(self) -> str:
+        parts = [f"{key} {self.corpus[key]}" for key in ("name", "split", "rows", "items") if key in self.corpus]
+        return (": " if parts else "") + ", ".join(parts)
+
+
+def comparable(first: Result, second: Result) -> None:
+    """Raises a ValueError unless the two were measured by the same protocol on the same candidates."""
+    for what in ("protocol", "version", "candidates_sha256"):
+        one, other = getattr(first, what), getattr(second, what)
+        if one != other:
+            raise ValueError(f"these results are not comparable: {what} is {one!r} in one and {other!r} in the other")
+
+
+def pivot(metrics: dict[str, Metric]) -> list[tuple[str, dict[str, dict[str, Metric]], list[str]]]:
+    """Metrics by name -> [(quantity, {score: {figure: metric}}, figures)], in order of appearance, for tables."""
+    sections: dict[str, dict[str, dict[str, Metric]]] = {}
+    for name, metric in metrics.items():
+        quantity, figure, score = name.split("/")
+        sections.setdefault(quantity, {}).setdefault(score, {})[figure] = metric
+    return [
+        (quantity, rows, list(dict.fromkeys(figure for row in rows.values() for figure in row)))
+        for quantity, rows in sections.items()
+    ]
+
+
+def candidates_sha256(*parts: np.ndarray | list) -> str:
+    """A hash of what was ranked against what (ids of queries and gallery), equal only for equal candidate lists."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(json.dumps(np.asarray(part).tolist()).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that can change a figure."""
+    found = {"python": platform.python_version()}
+    for name in ("syncmask", "torch", "transformers", "datasets", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _jsonable(metric: Metric) -> dict:
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in metric.items()}
+
+
+def _measured(metric: dict) -> Metric:
+    return Metric(**{key: float("nan") if value is None else value for key, value in metric.items()})
+
+
+def cell(metric: Metric | None) -> str:
+    """One metric as text: "55.2 [53.1, 57.3]" in %, without the interval where it is known exactly."""
+    if metric is None:
+        return ""
+    if math.isnan(metric["value"]):
+        return "none"
+    value = f"{100 * metric['value']:.1f}"
+    if metric["low"] == metric["high"] == metric["value"]:
+        return value
+    return f"{value} [{100 * metric['low']:.1f}, {100 * metric['high']:.1f}]"
+
+
+def counts(row: dict[str, Metric]) -> str:
+    """The numbers of units a score was measured on: one, or several where its figures differ."""
+    return "/".join(dict.fromkeys(str(metric["n"]) for metric in row.values() if metric["n"]))
+
+
+def _aligned(cells: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
+    return [lines[0], "-" * max(len(line) for line in lines), *lines[1:]]

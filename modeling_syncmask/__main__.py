@@ -1,0 +1,59 @@
+"""The `syncmask` command: mounts each room's commands, which are imported only when they are called."""
+
+import importlib
+
+import click
+import typer
+from typer.core import TyperGroup
+
+COMMANDS = {
+    "corpus": ("syncmask.processing.cli", "Make and look at corpora."),
+    "evaluate": ("syncmask.evaluation.cli", "Score a checkpoint by a named protocol."),
+    "report": ("syncmask.evaluation.cli", "Rebuild a run's report."),
+}
+
+
+class LazyCommands(TyperGroup):
+    """Lists commands from the table above and imports a room when one of its commands is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands without importing them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import the room of one command; its app is either the command itself or holds it by name."""
+        if name not in COMMANDS:
+            return None
+        home, summary = COMMANDS[name]
+        if ctx.resilient_parsing or ctx.meta.get("syncmask.listing"):
+            return click.Command(name, help=summary)
+        import syncmask
+
+        syncmask.register_auto_classes()
+        command = typer.main.get_command(importlib.import_module(home).app)
+        return command.commands.get(name, command) if isinstance(command, click.Group) else command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands for `--help`."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+app = typer.Typer(cls=LazyCommands, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+
+
+@app.callback()
+def _about() -> None:
+    """SyncMask: pretraining on shop items with several photos and one text.
+
+    Training has a command of its own: accelerate launch -m syncmask.training.pretrain --config quickstart
+    """
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

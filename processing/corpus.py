@@ -1,0 +1,292 @@
+"""The one schema of a corpus: photos in rows, `image`, `text`, `item_id`; all photos of an item share its id.
+
+`load_corpus` brings any source to it, `CorpusIndex` numbers its items and texts, `fingerprint` names its contents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from syncmask.processing.processing_syncmask import split_words
+from syncmask.processing.readers_folder import SPLITS, canonical_split, holds_metadata, read_folder
+from syncmask.processing.readers_tabular import read_hub, read_parquet, read_saved
+
+logger = logging.getLogger(__name__)
+
+GENERATED = "garments"
+ROLES = ("image", "text", "item_id")
+
+
+def load_corpus(
+    source: str | os.PathLike,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    item_id_column: str | None = None,
+    seed: int = 0,
+    num_items: int | None = None,
+    image_size: int | None = None,
+    min_words: int = 1,
+    where: Mapping[str, object] | None = None,
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+) -> datasets.DatasetDict:
+    """Read a corpus and bring it to the schema: `image`, `text`, `item_id`, and every further column as it was.
+
+    Photos are not opened here, so a broken one stops nothing. Rows without text or item are dropped and counted in
+    a warning; the texts "None" and "NA" stay texts. A source with train and validation (or test) splits keeps them,
+    and a missing validation split is taken from train; any other is split by a seeded hash of the item's id, so
+    that no item straddles splits and adding items never moves old ones.
+
+    Args:
+        source: "garments" (generated, with ground truth); a folder of photos with metadata.{jsonl,csv,parquet}, in
+            train/ validation/ test/ or flat; a parquet or Arrow file; a folder of parquet files; a folder of
+            `save_to_disk`; or a dataset's name on the Hub.
+        split: read this split of the source alone (and split it by item).
+        image_column, text_column, item_id_column: what the source calls them. An item id of the text column itself
+            makes photos with equal texts one item.
+        seed: of the generated corpus and of the hash.
+        num_items, image_size: of the generated corpus (2,000 items, 64 pixels); other sources take no `num_items`.
+        min_words: rows whose text has fewer words are dropped.
+        where: keep only the rows whose column has the value, such as {"text_origin": "description"}.
+        shares: of items in train, validation and test where the source has no splits.
+
+    Raises:
+        FileNotFoundError: no such file, folder or dataset.
+        ValueError: no reader for the source, a missing column, no row left.
+
+    Example:
+        >>> load_corpus("garments", num_items=20)["train"].column_names[:3]  # doctest: +SKIP
+        ['image', 'text', 'item_id']
+    """
+    tables = _read(source, seed, num_items, image_size)
+    if split is not None:
+        tables = {"all": _one_split(tables, split, source)}
+    named = dict(zip(ROLES, (image_column, text_column, item_id_column), strict=True))
+    tables = {name: _to_schema(rows, named, source) for name, rows in tables.items()}
+    tables = {name: _keep(rows, name, where or {}, min_words) for name, rows in tables.items()}
+    if not sum(map(len, tables.values())):
+        raise ValueError(f"corpus {str(source)!r} has no row left; check `where`, `min_words` and its text column.")
+    corpus = _with_splits(tables, seed, shares)
+    _warn_of_splits(corpus)
+    return corpus
+
+
+# -------------------------------------------------------------------------------------------- reading
+def _read(source, seed: int, num_items: int | None, image_size: int | None) -> dict[str, datasets.Dataset]:
+    """Tables by split, with the source's own columns."""
+    if source == GENERATED:
+        from syncmask.processing.garments import make_garments
+
+        return {"all": make_garments(num_items or 2000, seed=seed, image_size=image_size or 64)}
+    if num_items is not None:
+        raise ValueError(f"num_items is of the generated corpus ({GENERATED!r}); {str(source)!r} has its own items.")
+    path = Path(source).expanduser()
+    if not path.exists():
+        return read_hub(str(source))
+    if path.suffix == ".arrow" or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return read_saved(path)
+    if path.suffix == ".parquet":
+        return read_parquet(path)
+    if path.is_dir() and holds_metadata(path):
+        return read_folder(path)
+    if path.is_dir() and any(path.rglob("*.parquet")):
+        return read_parquet(path)
+    raise ValueError(
+        f"cannot tell what {str(source)!r} is: wanted {GENERATED!r}, a folder with metadata.jsonl, .csv or .parquet "
+        "(flat or in train/ validation/ test/), .parquet or .arrow files, a save_to_disk folder, or a Hub dataset."
+    )
+
+
+def _one_split(tables: dict[str, datasets.Dataset], split: str, source) -> datasets.Dataset:
+    if split not in tables:
+        raise ValueError(f"{str(source)!r} has no split {split!r}; it has {', '.join(map(repr, tables))}.")
+    return tables[split]
+
+
+# --------------------------------------------------------------------------------------------- schema
+def _to_schema(rows: datasets.Dataset, named: dict[str, str | None], source) -> datasets.Dataset:
+    """Columns renamed and cast to the schema; what stood under a schema name before is kept as source_<name>."""
+    found = {role: _find_column(rows, role, column, source) for role, column in named.items()}
+    for role, column in found.items():
+        if column == role:
+            continue
+        if role in rows.column_names:
+            rows = rows.rename_column(role, f"source_{role}")
+            found = {r: f"source_{role}" if c == role else c for r, c in found.items()}
+        if column in [other for r, other in found.items() if r != role] or column in ROLES:
+            rows = rows.add_column(role, _strings(rows, column))
+        else:
+            rows = rows.rename_column(column, role)
+    for role in ("text", "item_id"):
+        kind = rows.features[role]
+        if not isinstance(kind, datasets.Value):
+            raise ValueError(
+                f"column {found[role]!r} of {str(source)!r}, read as {role}, holds {kind}; wanted one string a row. "
+                f"Name another by `{role}_column`, or flatten it first."
+            )
+        if kind.dtype != "string":
+            rows = rows.cast_column(role, datasets.Value("string"))
+    if not isinstance(rows.features["image"], datasets.Image):
+        rows = rows.cast_column("image", datasets.Image())
+    return rows.select_columns([*ROLES, *(name for name in rows.column_names if name not in ROLES)])
+
+
+def _find_column(rows: datasets.Dataset, role: str, column: str | None, source) -> str:
+    """The column named, else the schema's own name in any case (`item_ID`)."""
+    if column is None:
+        same = [name for name in rows.column_names if name.lower() == role]
+        column = role if role in same or not same else same[0]
+    if column in rows.column_names:
+        return column
+    hint = " (the text column itself, if photos with equal texts are one item)" if role == "item_id" else ""
+    raise ValueError(
+        f"{str(source)!r} has no column {column!r} for {role}; its columns are {', '.join(rows.column_names)}. "
+        f"Say which one it is by `{role}_column`{hint}."
+    )
+
+
+def _column(rows: datasets.Dataset, name: str) -> pa.Array:
+    """One column as Arrow, rows in order; no photo is touched."""
+    return rows.select_columns([name]).with_format("arrow")[:].column(name).combine_chunks()
+
+
+def _strings(rows: datasets.Dataset, name: str) -> list[str | None]:
+    return _column(rows, name).to_pylist()
+
+
+def _keep(rows: datasets.Dataset, split: str, where: Mapping[str, object], min_words: int) -> datasets.Dataset:
+    """Rows that `where` wants and that have a text and an item."""
+    keep = np.ones(len(rows), dtype=bool)
+    for column, value in where.items():
+        if column not in rows.column_names:
+            raise ValueError(f"`where` names column {column!r}; the columns are {', '.join(rows.column_names)}.")
+        values = _strings(rows, column)
+        keep &= np.array([one == value or str(one) == str(value) for one in values], dtype=bool)
+        if len(rows) and not keep.any():
+            seen = sorted({str(one) for one in values})[:10]
+            logger.warning("split %s: no row with %s = %r; some of its values: %s", split, column, value, seen)
+    texts = np.array([len(split_words(text or "")) >= max(min_words, 1) for text in _strings(rows, "text")], bool)
+    items = np.array([bool(item and item.strip()) for item in _strings(rows, "item_id")], bool)
+    for good, what in ((texts, f"a text of at least {max(min_words, 1)} word(s)"), (items, "an item id")):
+        if (keep & ~good).any():
+            logger.warning("split %s: dropped %d rows without %s", split, int((keep & ~good).sum()), what)
+        keep &= good
+    return rows if keep.all() else rows.select(np.flatnonzero(keep))
+
+
+# --------------------------------------------------------------------------------------------- splits
+def item_fraction(item_id: str, seed: int) -> float:
+    """Where a seeded hash puts an item between 0 and 1; of the id alone, so other items change nothing.
+
+    Example:
+        >>> item_fraction("MH01-gray", 0) == item_fraction("MH01-gray", 0)
+        True
+    """
+    digest = hashlib.sha256(f"{seed}:{item_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _split_by_item(rows: datasets.Dataset, seed: int, shares: Mapping[str, float]) -> dict[str, datasets.Dataset]:
+    """Rows dealt out by their items' hashes, in the order and the shares given."""
+    items = _strings(rows, "item_id")
+    fraction_of = {item: item_fraction(item, seed) for item in set(items)}
+    bounds = np.cumsum(list(shares.values()))
+    if not np.isclose(bounds[-1], 1) or min(shares.values()) < 0:
+        raise ValueError(f"shares are {tuple(shares.values())}; wanted numbers >= 0 that sum to 1.")
+    place = np.searchsorted(bounds[:-1], [fraction_of[item] for item in items], side="right")
+    return {name: rows.select(np.flatnonzero(place == number)) for number, name in enumerate(shares)}
+
+
+def _with_splits(tables: dict[str, datasets.Dataset], seed: int, shares: Sequence[float]) -> datasets.DatasetDict:
+    if len(tables) == 1:
+        (rows,) = tables.values()
+        return datasets.DatasetDict(_split_by_item(rows, seed, dict(zip(SPLITS, shares, strict=True))))
+    known = {canonical_split(name): rows for name, rows in tables.items()}
+    if "train" not in known or not set(known) <= set(SPLITS) or len(known) < len(tables):
+        raise ValueError(
+            f"the source's splits are {', '.join(map(repr, tables))}; wanted train, validation, test. "
+            "Read one of them by `split`; it is then split by item."
+        )
+    if "validation" not in known:
+        cut = {"train": 1 - shares[1], "validation": shares[1]}
+        known |= _split_by_item(known["train"], seed, cut)
+    return datasets.DatasetDict({name: known[name] for name in SPLITS if name in known})
+
+
+def _warn_of_splits(corpus: datasets.DatasetDict) -> None:
+    items = {name: set(_strings(rows, "item_id")) for name, rows in corpus.items()}
+    for name, ids in items.items():
+        if not ids:
+            logger.warning("split %s is empty: the corpus has few items; pass other `shares` or more items", name)
+    for name in set(items) - {"train"}:
+        if shared := items["train"] & items[name]:
+            logger.warning("%d items are in train and in %s too: scores there are too good", len(shared), name)
+
+
+# ---------------------------------------------------------------------------------------------- index
+def fold_text(text: str) -> str:
+    """The form in which texts are compared: whitespace folded, lower case.
+
+    Example:
+        >>> fold_text(" Red  shirt ")
+        'red shirt'
+    """
+    return " ".join(text.split()).lower()
+
+
+@dataclass(frozen=True)
+class CorpusIndex:
+    """Items and texts of a dataset's rows as numbers, in order of first appearance.
+
+    Attributes:
+        item_ids: (rows,) int64.
+        text_ids: (rows,) int64; texts that are equal after `fold_text` share one.
+        texts: the distinct texts, as first seen; `text_ids` index it.
+    """
+
+    item_ids: np.ndarray
+    text_ids: np.ndarray
+    texts: list[str]
+
+    @classmethod
+    def from_dataset(cls, dataset: datasets.Dataset) -> CorpusIndex:
+        """Number a dataset that follows the schema; no photo is decoded."""
+        items: dict[str, int] = {}
+        folded: dict[str, int] = {}
+        texts: list[str] = []
+        text_ids = []
+        for text in _strings(dataset, "text"):
+            number = folded.setdefault(fold_text(text), len(texts))
+            if number == len(texts):
+                texts.append(text)
+            text_ids.append(number)
+        item_ids = [items.setdefault(item, len(items)) for item in _strings(dataset, "item_id")]
+        return cls(np.array(item_ids, dtype=np.int64), np.array(text_ids, dtype=np.int64), texts)
+
+    @property
+    def item_of_text(self) -> np.ndarray:
+        """(texts,) int64: the item of each text's first row."""
+        first = np.unique(self.text_ids, return_index=True)[1]
+        return self.item_ids[first]
+
+
+def fingerprint(dataset: datasets.Dataset) -> str:
+    """Name of a dataset's contents: datasets' own fingerprint, the number of rows, a hash of item ids and texts.
+
+    The parts are joined by "-". The last two stay the same when a folder moves to another place; the first one
+    covers the other columns and the photos' places too.
+    """
+    digest = hashlib.sha256()
+    for item, text in zip(_strings(dataset, "item_id"), _strings(dataset, "text"), strict=True):
+        digest.update(f"{len(item)}:{item}{len(text)}:{text}".encode())
+    return f"{dataset._fingerprint}-{len(dataset)}-{digest.hexdigest()[:16]}"

@@ -1,0 +1,174 @@
+"""Pretrain SyncMask: `accelerate launch -m syncmask.training.pretrain --config quickstart`."""
+
+import dataclasses
+import logging
+import os
+import sys
+import time
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from syncmask.evaluation.protocols import items
+from syncmask.evaluation.result import library_versions
+from syncmask.processing.corpus import fingerprint
+
+from .arguments import PretrainArguments, load_arguments, save_config
+from .build import (
+    build_masking,
+    build_model,
+    build_probe,
+    build_processor,
+    build_train_data,
+    read_corpus,
+)
+from .finish import evaluate_run, save_final, write_summary
+from .optim import build_optimizer, build_schedule
+from .planning import EpochPlanner
+from .resume import resume_newest, save_trainer
+from .run_folder import RunFolder
+from .sampler import FeatureBank, GroupedBatchSampler
+from .teacher import MomentumTeacher
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_ROWS = 1000
+VALIDATION_QUERIES = 200
+
+
+def main(argv: list[str] | None = None):
+    """Parse, build, train, evaluate."""
+    started = time.monotonic()
+    arguments = load_arguments(argv)
+    accelerator = start(arguments)
+    folder = RunFolder(arguments.run.folder, accelerator.is_main_process, arguments.run.log_batches)
+    folder.prepare(arguments.run.resume, arguments.run.overwrite)
+    # One process generates or reads the corpus first; the others find it in the cache.
+    with accelerator.main_process_first():
+        corpus = read_corpus(arguments.data)
+    trainer = build_trainer(arguments, accelerator, corpus, folder)
+    if accelerator.is_main_process:
+        about = {
+            "command": " ".join(["python -m syncmask.training.pretrain", *(sys.argv[1:] if argv is None else argv)]),
+            "corpus_fingerprint": fingerprint(corpus["train"]),
+            "versions": library_versions(),
+            "processes": accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+        }
+        save_config(folder.path / "config.yaml", arguments, about)
+        trainer.processor.tokenizer.save_pretrained(folder.path / "tokenizer")
+    if arguments.run.resume:
+        resume_newest(trainer)
+    trainer.fit()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        save_final(trainer)
+        results = evaluate_run(trainer, corpus) if arguments.run.evaluate else {}
+        write_summary(trainer, corpus, results, minutes=(time.monotonic() - started) / 60)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def start(arguments: PretrainArguments) -> Accelerator:
+    """Set threads, seeds, precision and trackers."""
+    run = arguments.run
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Launchers set OMP_NUM_THREADS=1, which would leave a CPU run on one core.
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(run.num_threads or max(1, len(os.sched_getaffinity(0)) // here))
+    accelerator = Accelerator(
+        mixed_precision=run.mixed_precision,
+        gradient_accumulation_steps=arguments.optim.gradient_accumulation_steps,
+        log_with=run.log_with or None,
+        project_dir=str(run.folder),
+    )
+    set_seed(run.seed)
+    if run.deterministic:
+        torch.use_deterministic_algorithms(True)
+    if run.log_with:
+        flat = {f"{section}.{key}": str(value) for section, values in dataclasses.asdict(arguments).items() for key, value in values.items()}
+        accelerator.init_trackers("syncmask", config=flat)
+    if accelerator.is_main_process:
+        logger.info(
+            "%d process(es) on %s, %d CPU thread(s) each, precision %s",
+            accelerator.num_processes,
+            accelerator.device,
+            torch.get_num_threads(),
+            accelerator.mixed_precision,
+        )
+    return accelerator
+
+
+def build_trainer(arguments: PretrainArguments, accelerator: Accelerator, corpus, folder: RunFolder) -> Trainer:
+    """Put the parts of a run together."""
+    data_args, objective, optim, seed = arguments.data, arguments.objective, arguments.optim, arguments.run.seed
+    processor = build_processor(data_args, corpus["train"]["text"], seed)
+    set_seed(seed)  # weights depend on the seed alone, not on what was drawn before
+    model = build_model(arguments.model, data_args.image_size, processor.tokenizer)
+    layer = model.config.mask_layer if objective.mask_layer is None else objective.mask_layer
+    teacher = MomentumTeacher(model.to(accelerator.device), objective.teacher_momentum, layer)
+    data = build_train_data(corpus["train"], data_args, objective, seed, processor.image_processor.resample)
+    global_batch = optim.per_device_batch_size * accelerator.num_processes
+    sampler = GroupedBatchSampler(
+        len(data.rows), global_batch, rank=accelerator.process_index, world_size=accelerator.num_processes
+    )
+    bank = FeatureBank(len(data.rows), model.config.projection_dim)
+    total_steps = optim.epochs * sampler.batches // optim.gradient_accumulation_steps
+    total_steps = min(total_steps, optim.max_steps or total_steps)
+    optimizer = build_optimizer(model, learning_rate=optim.learning_rate, weight_decay=optim.weight_decay)
+    schedule = build_schedule(
+        optimizer, warmup_steps=optim.warmup_steps, total_steps=total_steps, floor=optim.learning_rate_floor
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    validate = partial(
+        validate_items, processor=processor, dataset=corpus.get("validation"), seed=seed, accelerator=accelerator
+    )
+    return Trainer(
+        arguments=arguments,
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        teacher=teacher,
+        masking=build_masking(objective, teacher.model.config, processor, data.index.texts),
+        processor=processor,
+        data=data,
+        probe=build_probe(
+            data.probe_rows, processor, data_args.image_size, objective.word_mask_rate, seed, accelerator.device
+        ),
+        sampler=sampler,
+        bank=bank,
+        plan_epoch=EpochPlanner(data, bank, seed, global_batch, objective.semi_hard_margin),
+        validate=validate,
+        save=save_trainer,
+        folder=folder,
+        total_steps=total_steps,
+    )
+
+
+def validate_items(model, *, processor, dataset, seed: int, accelerator: Accelerator) -> dict[str, float]:
+    """Recall both ways on items never trained on, by ITC and re-ranked by ITM; empty without a validation split."""
+    if dataset is None or not len(dataset) or not accelerator.is_main_process:
+        return {}
+    training = model.training
+    model.eval()
+    result = items(
+        model,
+        processor,
+        dataset,
+        split="validation",
+        max_rows=VALIDATION_ROWS,
+        rerank_queries=VALIDATION_QUERIES,
+        seed=seed,
+    )
+    model.train(training)
+    figures = {name: metric["value"] for name, metric in result.metrics.items()}
+    return {"recall_mean": figures["both_ways/mean_recall/itc"], **figures}
+
+
+if __name__ == "__main__":
+    main()

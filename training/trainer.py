@@ -1,0 +1,287 @@
+"""The loop: `Trainer.fit` runs epochs of `train_step`, validates, checkpoints and plans the next epoch's batches."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from syncmask import SyncMaskForPreTraining, SyncMaskProcessor
+from syncmask.gather import gather_rows
+from syncmask.negatives import choose_negatives, forbidden_pairs
+from syncmask.processing.collator import Collator
+
+from .arguments import PretrainArguments
+from .build import TrainData, to_pixels
+from .masking import Masking, StepMasks
+from .noise import StepNoise, draw_noise
+from .run_folder import RunFolder
+from .sampler import FeatureBank, GroupedBatchSampler
+from .teacher import MomentumTeacher, TeacherOutput
+
+TERMS = ("itc", "itm", "mlm", "mim")
+# ITM sits at ln 2 for the first hundreds of steps; batches grouped by features of that time are noise.
+ITM_LEARNED = math.log(2) - 0.05
+ITM_MEMORY = 0.98
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved in every checkpoint.
+
+    Args:
+        step: optimiser steps done. micro_step: batches done. epoch: the running one.
+        itm_average: running mean of the ITM loss, which decides when grouping starts.
+        grouped: whether this epoch's batches are grouped.
+    """
+
+    step: int = 0
+    micro_step: int = 0
+    epoch: int = 0
+    itm_average: float = math.log(2)
+    grouped: bool = False
+
+
+class Trainer:
+    """Holds what moves while a model is trained.
+
+    Args:
+        arguments: of the run. accelerator: devices, precision and processes.
+        model, optimizer: prepared by the accelerator. schedule: of the learning rate, stepped once an optimiser step.
+        teacher, masking, processor: see their classes.
+        data: the rows that are trained on. probe: the pairs that the gate is tested on.
+        sampler, bank: order of batches, and the features it is planned from.
+        plan_epoch: (epoch, grouped) -> order of rows and figures about it.
+        validate: model -> figures on items never trained on. save: writes a checkpoint of this trainer.
+        folder: where metrics go.
+    """
+
+    def __init__(
+        self,
+        arguments: PretrainArguments,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        teacher: MomentumTeacher,
+        masking: Masking,
+        processor: SyncMaskProcessor,
+        data: TrainData,
+        probe: dict[str, torch.Tensor],
+        sampler: GroupedBatchSampler,
+        bank: FeatureBank,
+        plan_epoch: Callable[[int, bool], tuple],
+        validate: Callable[[SyncMaskForPreTraining], dict[str, float]],
+        save: Callable[["Trainer"], None],
+        folder: RunFolder,
+        total_steps: int,
+    ):
+        self.arguments, self.accelerator = arguments, accelerator
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.teacher, self.masking, self.processor = teacher, masking, processor
+        self.data, self.probe, self.sampler, self.bank = data, probe, sampler, bank
+        self.plan_epoch, self.validate, self.save, self.folder = plan_epoch, validate, save, folder
+        self.total_steps = total_steps
+        self.progress = Progress()
+        self.last_validation: dict[str, float] = {}
+        self.started = time.monotonic()
+
+    @property
+    def student(self) -> SyncMaskForPreTraining:
+        """The trained model without its wrappers."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def fit(self):
+        """Train until the steps, the epochs or the minutes are used up; can be called again after a resume."""
+        objective, run = self.arguments.objective, self.arguments.run
+        loader = self._loader()
+        with tqdm(
+            total=self.total_steps,
+            initial=self.progress.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.accelerator.is_local_main_process,
+        ) as bar:
+            while self.progress.step < self.total_steps and not self._out_of_time():
+                if len(self.sampler) == 0:
+                    self._start_epoch(objective.grouping == "grouped")
+                self._run_epoch(loader, bar)
+                if self._epoch_is_over():
+                    self._end_epoch(run.validate_every_epochs)
+
+    def _loader(self) -> DataLoader:
+        workers = self.arguments.data.num_workers
+        return DataLoader(
+            self.data.photos,
+            batch_sampler=self.sampler,
+            collate_fn=Collator(self.processor),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+    def _start_epoch(self, may_group: bool):
+        progress = self.progress
+        progress.grouped = may_group and progress.epoch > 0 and progress.itm_average < ITM_LEARNED
+        order, figures = self.plan_epoch(progress.epoch, progress.grouped)
+        self.sampler.set_order(progress.epoch, order)
+        self._log("batches", {"grouped": progress.grouped, **figures})
+
+    def _run_epoch(self, loader: DataLoader, bar: tqdm):
+        """Train on what is left of the epoch."""
+        every = self.arguments.run.checkpoint_every
+        for batch in loader:
+            stepped = self.train_step(batch)
+            self.sampler.advance()
+            if not stepped:
+                continue
+            bar.update()
+            step = self.progress.step
+            if every and step % every == 0 and not self._epoch_is_over():
+                self.save(self)
+            if step >= self.total_steps or self._out_of_time():
+                return
+
+    def _end_epoch(self, validate_every: int):
+        self.progress.epoch += 1
+        last = self.progress.step >= self.total_steps
+        if self.progress.epoch % validate_every == 0 or last:
+            self.last_validation = self.validate(self.student)
+            self._log("validation", self.last_validation)
+        self.save(self)
+
+    def _log(self, split: str, figures: dict):
+        self.folder.log(self.progress.step, self.progress.epoch, split, figures)
+
+    def _epoch_is_over(self) -> bool:
+        return len(self.sampler.order) > 0 and len(self.sampler) == 0
+
+    def _out_of_time(self) -> bool:
+        limit = self.arguments.optim.max_minutes
+        return limit is not None and time.monotonic() - self.started > 60 * limit
+
+    def train_step(self, batch: dict[str, torch.Tensor]) -> bool:
+        """Run one batch; return whether the optimiser stepped (it does every `gradient_accumulation_steps`)."""
+        progress, optim = self.progress, self.arguments.optim
+        self.model.train()
+        batch = self._to_device(batch)
+        noise = self._noise(len(batch["row_ids"]))
+
+        # 1. The teacher looks at the unmasked pairs; masks and negatives follow from what it sees.
+        self.masking.test_gate(progress.step, self.probe, self.teacher)
+        with self.accelerator.autocast():
+            seen = self.teacher(batch)
+            masks = self.masking.masks(progress.step, batch, self.teacher, seen, noise)
+        image_negatives, text_negatives, fallbacks = self._negatives(batch, seen, noise)
+
+        with self.accelerator.accumulate(self.model):
+            # 2. Forward: all objectives in one call.
+            output = self.model(
+                pixel_values=batch["pixel_values"],
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                item_ids=batch["item_ids"],
+                text_ids=batch["text_ids"],
+                text_mask=masks.text_mask,
+                masked_input_ids=masks.masked_input_ids,
+                patch_mask=masks.patch_mask,
+                negative_image_index=image_negatives,
+                negative_text_index=text_negatives,
+                teacher_image_feats=seen.image_feats,
+                teacher_text_feats=seen.text_feats,
+                teacher_temperature=seen.temperature,
+                soft_target_weight=self._soft_target_weight(),
+            )
+            weights = self.arguments.objective
+            losses = {term: output[f"{term}_loss"] for term in TERMS}
+            loss = sum(getattr(weights, f"{term}_weight") * losses[term] for term in TERMS)
+            # 3. Backward and step.
+            self.accelerator.backward(loss)
+            stepped = self.accelerator.sync_gradients
+            if stepped:
+                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optim.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+        # 4. What remembers: the teacher, the feature bank, the running mean of ITM.
+        if stepped:
+            self.schedule.step()
+            self.teacher.update(self.student)
+        self._remember(batch, seen, losses)
+        progress.micro_step += 1
+        if stepped:
+            progress.step += 1
+            self._log_step(batch, losses, masks, float(norm), fallbacks)
+        return stepped
+
+    def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        return batch | {"pixel_values": to_pixels(batch["pixel_values"], self.processor)}
+
+    def _noise(self, rows: int) -> StepNoise:
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        grid = self.student.syncmask.grid
+        return draw_noise(
+            self.arguments.run.seed,
+            self.progress.micro_step,
+            rows,
+            self.processor.tokenizer.model_max_length,
+            grid[0] * grid[1],
+            rank,
+            processes,
+        )
+
+    def _negatives(self, batch: dict[str, torch.Tensor], seen: TeacherOutput, noise: StepNoise):
+        """Choose each photo's hard negative text and each text's hard negative photo, within this slice."""
+        rows = self.data.texts[batch["text_ids"].cpu().numpy()]
+        overlap = torch.from_numpy((rows @ rows.T).toarray()).to(seen.image_feats)
+        rule1, rules = forbidden_pairs(batch["item_ids"], batch["text_ids"], overlap, self.data.tau)
+        similarity = seen.image_feats @ seen.text_feats.T
+        random, margin = noise.negatives.to(similarity), self.arguments.objective.semi_hard_margin
+        texts, fell = choose_negatives(similarity, None, rule1, rules, random[..., 0], seen.temperature, margin)
+        images, fell_too = choose_negatives(similarity.T, None, rule1, rules, random[..., 1], seen.temperature, margin)
+        return images, texts, int(fell.sum() + fell_too.sum())
+
+    def _soft_target_weight(self) -> float:
+        objective = self.arguments.objective
+        return objective.soft_target_weight * min(1.0, self.progress.step / max(1, objective.soft_target_ramp_steps))
+
+    @torch.no_grad()
+    def _remember(self, batch: dict[str, torch.Tensor], seen: TeacherOutput, losses: dict[str, torch.Tensor]):
+        rows = gather_rows(batch["row_ids"])
+        self.bank.update(rows.cpu(), gather_rows(seen.image_feats).cpu(), gather_rows(seen.text_feats).cpu())
+        itm = float(self.accelerator.reduce(losses["itm"].detach(), reduction="mean"))
+        self.progress.itm_average = ITM_MEMORY * self.progress.itm_average + (1 - ITM_MEMORY) * itm
+        self.folder.log_rows(self.progress.step, self.progress.epoch, rows)
+
+    def _log_step(self, batch, losses, masks: StepMasks, norm: float, fallbacks: int):
+        progress = self.progress
+        self._stop_if_not_finite(batch, losses)
+        if progress.step % self.arguments.run.log_every:
+            return
+        reduced = {term: float(self.accelerator.reduce(losses[term].detach(), reduction="mean")) for term in TERMS}
+        figures = {
+            **reduced,
+            "learning_rate": self.schedule.get_last_lr()[0],
+            "gradient_norm": norm,
+            "temperature": float(self.student.syncmask.temperature),
+            "mask_strength": self.masking.strength(progress.step),
+            "mlm_gap": self.masking.gap,
+            "negatives_fell_back": fallbacks,
+            **self.masking.figures(batch, masks),
+        }
+        self._log("train", figures)
+        self.accelerator.log(figures, step=progress.step)
+
+    def _stop_if_not_finite(self, batch, losses):
+        bad = [term for term in TERMS if not torch.isfinite(losses[term])]
+        if bad:
+            rows = gather_rows(batch["row_ids"]).tolist()
+            raise FloatingPointError(
+                f"the {', '.join(bad)} loss is not finite at step {self.progress.step} (rows {rows}). Resume from the "
+                f"last checkpoint (--resume) with a lower --learning_rate or bf16 instead of fp16."
+            )
