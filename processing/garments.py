@@ -20,7 +20,7 @@ from .garments_shape import WITH_BELT, WITH_HEM, WITH_NECKLINE, WITH_SLEEVES, Lo
 from .garments_text import write_text
 from .processing_syncmask import split_words
 
-VERSION = 1
+VERSION = 3
 """Part of the cache key: raise it with every change that changes a photo, a text or the truth."""
 
 ATTRIBUTES: dict[str, dict[str, int]] = {
@@ -45,7 +45,7 @@ ATTRIBUTES: dict[str, dict[str, int]] = {
     "belt": {"none": 2, "leather": 2, "sash": 2, "chain": 2},
     "texture": {"smooth": 3, "quilted": 2, "pleated": 2, "fluffy": 2},
 }
-"""Attribute -> its values and how often they are drawn. "none": nothing there, or no place for it (a skirt's sleeves)."""
+"""Attribute -> its values and how often they are drawn. "none": nothing there, or no place for it (skirts: sleeve)."""
 
 TOO_ALIKE = ({"red", "orange"}, {"yellow", "white"}, {"brown", "black"}, {"blue", "purple"}, {"pink", "white"})
 FAMILY_SIZES = ((2, 4, 6), (3, 4, 5), (2, 5, 5), (6, 6), (2, 3, 3, 4), (2, 2, 2, 6))
@@ -182,7 +182,12 @@ def _differing(base: dict[str, str], varied: list[str], members: int) -> set[str
 def _applicable(attributes: dict[str, str]) -> dict[str, str]:
     """The attributes with "none" where the category has no place for them, and with two distinct colours."""
     attributes, category = dict(attributes), attributes["category"]
-    for name, wearers in (("sleeve", WITH_SLEEVES), ("neckline", WITH_NECKLINE), ("hem", WITH_HEM), ("belt", WITH_BELT)):
+    for name, wearers in (
+        ("sleeve", WITH_SLEEVES),
+        ("neckline", WITH_NECKLINE),
+        ("hem", WITH_HEM),
+        ("belt", WITH_BELT),
+    ):
         if category not in wearers:
             attributes[name] = "none"
     if attributes["sleeve"] != "long":
@@ -202,7 +207,7 @@ def _look(rng: random.Random) -> Look:
 
 
 def choose_claims(attributes: dict[str, str], rng: random.Random, without=()) -> set[str]:
-    """Which 6-8 attributes the text names: the category, a colour, then any that have a value and are not in `without`."""
+    """Which 6-8 attributes the text names: the category, a colour, then any that have a value; none of `without`."""
     colours = [name for name in ("main_colour", "second_colour") if name not in without]
     claims = {"category", colours[0] if rng.random() < 0.85 else colours[-1]}
     unwanted = {*without, *claims, *(["pattern"] if rng.random() < 0.4 else [])}
@@ -338,7 +343,9 @@ class GarmentTruth:
         code = {name: {value: k for k, value in enumerate(values)} for name, values in ATTRIBUTES.items()}
         values = [[code[name][row[name]] for name in ATTRIBUTES] for row in columns["attributes"]]
         shape = (len(dataset), len(ATTRIBUTES))
-        flags = [np.array([[n in row for n in ATTRIBUTES] for row in columns[c]], bool) for c in ("revealed", "claimed")]
+        flags = [
+            np.array([[n in row for n in ATTRIBUTES] for row in columns[c]], bool) for c in ("revealed", "claimed")
+        ]
         return cls(np.array(values, np.int16).reshape(shape), flags[0].reshape(shape), flags[1].reshape(shape))
 
     def text_true_of_photo(self, photo_rows, text_rows) -> np.ndarray:

@@ -6,7 +6,6 @@ Every function draws one attribute in its own place (`garments_shape.places`) an
 import math
 
 from .garments_shape import (
-    COLOURS,
     Canvas,
     Colour,
     Cut,
@@ -168,7 +167,9 @@ def draw_hood(canvas: Canvas, cut: Cut, side: str, colour: Colour | int) -> None
 def _lapels(canvas: Canvas, cut: Cut, side: str, main: Colour) -> None:
     top, ink = cut.top, darker(main, 0.45)
     if side == "back":
-        canvas.polygon([(-0.2, top - 0.06), (0.2, top - 0.06), (0.27, top + 0.1), (-0.27, top + 0.1)], darker(main, 0.8), ink)
+        canvas.polygon(
+            [(-0.2, top - 0.06), (0.2, top - 0.06), (0.27, top + 0.1), (-0.27, top + 0.1)], darker(main, 0.8), ink
+        )
         return canvas.line([(0, cut.bottom - 0.6), (0, cut.bottom)], 0.03, ink)
     canvas.polygon([(-0.16, top - 0.02), (0.16, top - 0.02), (0, top + 0.34)], darker(main, 0.35))
     for sign in (-1, 1):
@@ -228,7 +229,10 @@ def _moon() -> list[Point]:
 
 def _heart() -> list[Point]:
     turns = [2 * math.pi * k / 24 for k in range(24)]
-    wave = [(math.sin(t) ** 3, 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) for t in turns]
+    wave = [
+        (math.sin(t) ** 3, 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t))
+        for t in turns
+    ]
     return [(x, -0.06 * y - 0.1) for x, y in wave]
 
 

@@ -10,10 +10,23 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image, ImageChops
 
 from .garments_details import draw_details, draw_hood
-from .garments_shape import SUPERSAMPLING, Canvas, Colour, Look, Point, Shape, View, corners, darker, item_colour, places, trim_places
+from .garments_shape import (
+    SUPERSAMPLING,
+    Canvas,
+    Colour,
+    Look,
+    Point,
+    Shape,
+    View,
+    corners,
+    darker,
+    item_colour,
+    places,
+    trim_places,
+)
 
 LEAST_SIDE = 2.5  # of a 64-pixel photo: what is thinner cannot be told apart
 
@@ -62,6 +75,8 @@ def _seen_places(canvas: Canvas, attributes, shape: Shape, side: str, size: int)
         if boxes:
             seen[attribute] = boxes
     return seen
+
+
 def _seen_cloth(canvas: Canvas, mask: Image.Image, attributes, shape: Shape, side: str, size: int) -> dict:
     """Category (where half of the garment is in the frame), colours, pattern and texture (wherever there is cloth)."""
     found = mask.getbbox()
@@ -220,7 +235,7 @@ STEPS = [-0.98 + 0.28 * k for k in range(8)]
 
 def _stripes(layer: Canvas) -> None:
     for y in STEPS:
-        layer.rectangle(-1.3, y, 1.3, y + 0.13, 255)
+        layer.rectangle(-1.3, y, 1.3, y + 0.11, 255)
 
 
 def _dots(layer: Canvas) -> None:
@@ -230,15 +245,14 @@ def _dots(layer: Canvas) -> None:
 
 
 def _checks(layer: Canvas) -> None:
-    for row in range(-5, 6):
-        for column in range(-6, 6):
-            if (row + column) % 2:
-                layer.rectangle(column * 0.2, row * 0.2, column * 0.2 + 0.2, row * 0.2 + 0.2, 255)
+    for k in range(-4, 5):
+        layer.rectangle(k * 0.29 - 0.04, -1.3, k * 0.29 + 0.04, 1.3, 255)
+        layer.rectangle(-1.3, k * 0.29 - 0.04, 1.3, k * 0.29 + 0.04, 255)
 
 
 def _zigzags(layer: Canvas) -> None:
     for y in STEPS:
-        layer.line([(-1.32 + 0.165 * k, y + 0.16 * (k % 2)) for k in range(17)], 0.1, 255)
+        layer.line([(-1.32 + 0.165 * k, y + 0.16 * (k % 2)) for k in range(17)], 0.085, 255)
 
 
 def _quilting(layer: Canvas) -> None:

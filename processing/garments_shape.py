@@ -268,7 +268,11 @@ def places(attributes: dict[str, str], shape: Shape, side: str) -> dict[str, lis
         found["belt"] = [corners(half) for half in halves((-width, y - 0.09, width, y + 0.09))]
         if attributes["belt"] == "sash":
             found["belt"][1] = corners((width * 0.62 - 0.18, y - 0.1, width * 0.62 + 0.16, y + 0.42))
-    return found | (_front_places(attributes, cut) if side == "front" else {"back_print": [corners(around(cut.back_print_at, 0.31))]})
+    return found | (
+        _front_places(attributes, cut)
+        if side == "front"
+        else {"back_print": [corners(around(cut.back_print_at, 0.31))]}
+    )
 
 
 def _front_places(attributes: dict[str, str], cut: Cut) -> dict[str, list[Sequence[Point]]]:

@@ -146,7 +146,7 @@ def write_text(values: dict[str, str], claims: Iterable[str], rng: random.Random
 
 
 def _units(phrase: str, own: str | None) -> list[Unit]:
-    """ "a *zip *closure" with own attribute "closure" -> [("a", None), ("zip", "closure"), ("closure", "closure")]."""
+    """Read the marks: with own attribute "closure", "a *zip" becomes [("a", None), ("zip", "closure")]."""
     marks = {**MARKS, "*": own}
     return [(word[1:], marks[word[0]]) if word[0] in marks else (word, None) for word in phrase.split()]
 
@@ -160,7 +160,7 @@ def _head(values: dict[str, str], claims: list[str], rng: random.Random) -> list
 
 
 def _clauses(values: dict[str, str], claims: list[str], rng: random.Random) -> list[list[Unit]]:
-    """One clause a claimed attribute; second colour and pattern share one where both are claimed of a patterned garment."""
+    """One clause a claimed attribute; a pattern's colour and the pattern share one where both are claimed."""
     second = rng.choice(COLOUR_WORDS[values["second_colour"]]) if "second_colour" in claims else ""
     noun = PATTERN_NOUNS.get(values["pattern"]) if "pattern" in claims else None
     clauses = []

@@ -188,7 +188,7 @@ def odd_photos():
         "I": (wide, (156, 156, 156)),
         "F": (Image.new("F", (8, 8), 0.5), (128, 128, 128)),
         "GIF": (saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), (200, 10, 20)),
-        "WebP": (saved(frames[0], "PNG", save_all=True, append_images=frames[1:]), (200, 10, 20)),
+        "APNG": (saved(frames[0], "PNG", save_all=True, append_images=frames[1:]), (200, 10, 20)),
     }
 
 
@@ -284,14 +284,10 @@ def test_processor_errors(local_processor, inputs, match):
 
 LOAD = """
 import sys, torch
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 folder, trust = sys.argv[1], sys.argv[2] == "remote"
 if not trust:
-    from syncmask.processing.processing_syncmask import SyncMaskImageProcessor, SyncMaskProcessor
-    class Stand(PreTrainedConfig):
-        model_type = "stand_in"
-    AutoProcessor.register(Stand, SyncMaskProcessor)
-    AutoImageProcessor.register(Stand, image_processor_classes={"pil": SyncMaskImageProcessor})
+    import syncmask  # registers the classes
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust)
 alone = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust)
 assert ("syncmask" in sys.modules) != trust

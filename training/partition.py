@@ -22,7 +22,7 @@ def split_into_parts(points: Tensor, batch_size: int, part_size: int, rng: np.ra
     Args:
         points: (rows, D) float32; rows a multiple of `batch_size`.
         batch_size: rows of a global batch.
-        part_size: rows wanted in a part; parts have at most twice as many (or as a batch, where that is more).
+        part_size: rows wanted in a part; parts have at most 1.5 times as many, or 3 batches where that is more.
         rng: draws the first centres.
 
     Returns:
@@ -33,7 +33,8 @@ def split_into_parts(points: Tensor, batch_size: int, part_size: int, rng: np.ra
     """
     if len(points) % batch_size:
         raise ValueError(f"{len(points)} rows are no multiple of the batch size {batch_size}; set the tail aside")
-    target, parts, pool = max(part_size, batch_size), [], np.arange(len(points))
+    # With two batches a part, at least one cluster fills a batch, so the pool shrinks each time.
+    target, parts, pool = max(part_size, 2 * batch_size), [], np.arange(len(points))
     while len(pool):
         surplus = []
         for cluster, affinity in small_clusters(points, pool, target, rng):
@@ -48,7 +49,7 @@ def split_into_parts(points: Tensor, batch_size: int, part_size: int, rng: np.ra
 def small_clusters(
     points: Tensor, rows: np.ndarray, target: int, rng: np.random.Generator
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Cluster rows into pieces of less than twice `target`, clustering again what comes out larger.
+    """Cluster rows into pieces of at most 1.5 `target`, clustering again what comes out larger.
 
     Returns:
         Pairs of row indices and each row's affinity to its cluster's centre (larger = nearer).
@@ -56,7 +57,7 @@ def small_clusters(
     pending, done = [(rows, np.zeros(len(rows), dtype=np.float32))], []
     while pending:
         rows, affinity = pending.pop()
-        wanted = len(rows) // target
+        wanted = round(len(rows) / target)
         if wanted <= 1:
             done.append((rows, affinity))
             continue

@@ -1,0 +1,128 @@
+"""From a path to a model that can be scored: a final folder, a checkpoint, or a run that holds both."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from syncmask import SyncMaskForPreTraining, SyncMaskProcessor
+from syncmask.word_scores import WordScores
+
+TEACHER = "teacher.safetensors"
+
+
+@dataclass
+class Loaded:
+    """A model in eval mode with what it needs to be scored.
+
+    Attributes:
+        model: the student (what users load).
+        teacher: the EMA teacher of the newest complete checkpoint, or the student where none was kept.
+        processor: of both.
+        word_means: m[v] of the strategy that the run trained with, by that strategy; empty for a foreign model.
+        about: {path, sha256, teacher} for a result.
+        run: the run's folder, if the path belongs to one.
+        settings: config.yaml of that run.
+    """
+
+    model: SyncMaskForPreTraining
+    teacher: SyncMaskForPreTraining
+    processor: SyncMaskProcessor
+    word_means: dict[str, WordScores]
+    about: dict[str, str]
+    run: Path | None = None
+    settings: dict = field(default_factory=dict)
+
+
+def load_checkpoint(path: str | Path) -> Loaded:
+    """Loads a run folder, its final/ folder, one of its checkpoints, or the name of a model on the Hub.
+
+    Raises:
+        FileNotFoundError: a run without a final model and without a complete checkpoint.
+    """
+    path = Path(path)
+    run = find_run(path)
+    checkpoint = _checkpoint(path, run)
+    home = _model_folder(path, run)
+    model = SyncMaskForPreTraining.from_pretrained(home, dtype=torch.float32).eval()
+    if path == checkpoint:
+        _load_weights(model, path / "model.safetensors")
+    teacher = model
+    if checkpoint is not None:
+        teacher = SyncMaskForPreTraining.from_pretrained(home, dtype=torch.float32).eval()
+        _load_weights(teacher, checkpoint / TEACHER)
+    weights = (path if path == checkpoint else Path(home)) / "model.safetensors"
+    about = {"path": str(path), "sha256": sha256(weights) if weights.exists() else ""}
+    settings = _settings(run)
+    return Loaded(
+        model=model,
+        teacher=teacher,
+        processor=SyncMaskProcessor.from_pretrained(home),
+        word_means=_word_means(Path(home), settings),
+        about=about | {"teacher": str(checkpoint) if checkpoint else "none kept: the model itself"},
+        run=run,
+        settings=settings,
+    )
+
+
+def find_run(path: Path) -> Path | None:
+    """The run folder that holds `path` (itself, its parent or grandparent), known by its config.yaml."""
+    candidates = (path, path.absolute().parent, path.absolute().parent.parent)
+    return next((folder for folder in candidates if (folder / "config.yaml").is_file()), None)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checkpoint(path: Path, run: Path | None) -> Path | None:
+    """The checkpoint itself, or the newest complete one of the run; None where none was kept."""
+    if (path / TEACHER).is_file():
+        return path
+    found = sorted(run.glob(f"checkpoints/step_*/{TEACHER}")) if run else []
+    complete = [file.parent for file in found if (file.parent / "COMPLETE").is_file()]
+    return complete[-1] if complete else None
+
+
+def _model_folder(path: Path, run: Path | None) -> Path | str:
+    """Where config and processor are: the path itself, the run's final folder, or a name on the Hub."""
+    if (path / "config.json").is_file():
+        return path
+    if run is None:
+        if path.exists():
+            raise FileNotFoundError(
+                f"{path} holds no config.json and belongs to no run; give a run or its final folder"
+            )
+        return str(path)
+    if not (run / "final" / "config.json").is_file():
+        raise FileNotFoundError(f"{run} has no final model yet (final/config.json); let the run end, or resume it")
+    return run / "final"
+
+
+def _load_weights(model: SyncMaskForPreTraining, file: Path) -> None:
+    """Strict but for tied weights, which a file may hold once."""
+    missing, unexpected = model.load_state_dict(load_file(str(file)), strict=False)
+    tied = set(model.all_tied_weights_keys)
+    lost = [name for name in missing if name not in tied]
+    if lost or unexpected:
+        raise ValueError(f"{file} does not fit the model: missing {lost[:3]}, unexpected {list(unexpected)[:3]}")
+    model.tie_weights()
+
+
+def _word_means(home: Path, settings: dict) -> dict[str, WordScores]:
+    file = home / "word_scores.safetensors"
+    strategy = settings.get("objective", {}).get("mask_strategy", "attention")
+    return {strategy: WordScores.load(file)} if file.is_file() and strategy != "random" else {}
+
+
+def _settings(run: Path | None) -> dict:
+    if run is None:
+        return {}
+    return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
