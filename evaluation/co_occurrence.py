@@ -164,6 +164,48 @@ def patch_metrics(
     return metrics
 
 
+def pointing_metrics(
+    peaks: Words, regions: Sequence[Sequence], grid: tuple[int, int], image_size: int, *, seed: int = 0
+) -> dict[str, Metric]:
+    """Does a word's map point at what the word names, and not just at the garment?
+
+    Ours, beside the patch precision, which any eye for the garment satisfies: a word hits when the patch that it looks
+    at more than other words do lies in its own region. Only words whose region is under half of the photo, and whose
+    text has another visible word with another region, count.
+
+    Args:
+        peaks: (W,) a row, the patch of each word's highest relative attention.
+        regions: [x0, y0, x1, y1] or [] a word, a row.
+        grid: patches (h, w).
+        image_size: pixels of the regions.
+        seed: of the bootstrap over rows.
+
+    Returns:
+        `pointing/hit/NAME` with NAME `own_word`, `other_word` (the maps of the text's other words, judged against this
+        word's region) and `random`; n counts rows.
+    """
+    hits, counts = np.zeros((3, len(peaks))), np.zeros(len(peaks))
+    for row, (peak, boxes) in enumerate(zip(peaks, regions, strict=True)):
+        maps = {tuple(box): _inside(box, grid, image_size) for box in boxes[: len(peak)] if len(box)}
+        named = [(word, tuple(boxes[word])) for word in range(len(peak)) if len(boxes[word])]
+        for word, box in named:
+            others = [other for other, other_box in named if other_box != box]
+            if not others or maps[box].mean() >= 0.5:
+                continue
+            hits[:, row] += maps[box][peak[word]], maps[box][peak[others]].mean(), maps[box].mean()
+            counts[row] += 1
+    return {
+        f"pointing/hit/{name}": bootstrap_ratio(values, counts, seed=seed)
+        for name, values in zip(("own_word", "other_word", "random"), hits)
+    }
+
+
+def _inside(box: Sequence[float], grid: tuple[int, int], image_size: int) -> np.ndarray:
+    """Patches (N,) bool of one region; the most covered one at least, so that small parts can be hit."""
+    cover = covered_share([box], grid, image_size).reshape(-1)
+    return (cover >= min(COVERED, cover.max())) & (cover > 0)
+
+
 # -------------------------------------------------------------------------------------------------------- text gap
 
 

@@ -21,6 +21,7 @@ from .co_occurrence import (
     covered_share,
     derangement,
     patch_metrics,
+    pointing_metrics,
     text_gap,
     truth_masks,
     view_metrics,
@@ -145,6 +146,7 @@ def score_truth(
         **word_metrics(scores, visible, seed=seed),
         **view_metrics(scores, visible, words, item_ids, seed=seed),
         **patch_metrics({name: rows[placed] for name, rows in found.patches.items()}, inside[placed], grid, seed=seed),
+        **pointing_metrics(found.peaks, truth["regions"], grid, image_size, seed=seed),
     }
 
 

@@ -26,9 +26,10 @@ img { max-width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0; }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
 td.figure { white-space: nowrap; font-variant-numeric: tabular-nums; } .interval { color: #5c5c5c; font-size: .85em; }
-table.findings td:nth-child(2) { font-weight: 700; }
+table.findings td:nth-child(2) { font-weight: 700; white-space: nowrap; }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem 1.5rem;
   border-bottom: 1px solid #ddd; padding: 1rem 0; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
 .results { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .6rem;
   margin: .4rem 0 1.4rem; }
 figure { margin: 0; } figure b { display: block; margin-bottom: .3rem; }
@@ -36,7 +37,7 @@ figcaption { font-size: .9rem; margin-top: .3rem; }
 .row img { width: 100%; max-width: 18rem; } .results img { width: 100%; }
 .hit { border: 1px solid #c4c4c4; padding: 4px; } .hit.is-right { border: 4px solid #1a7f37; padding: 1px; }
 .is-right figcaption { color: #1a7f37; font-weight: 700; }
-mark { padding: 0 .15em; border-radius: .15em; }
+mark { padding: 0 .15em; border-radius: .15em; } mark.unseen { padding: 0; }
 """ + "".join(
     f"mark.{style} {{ background: {ground or 'none'}; color: {ink}; }}\n" for style, (ground, ink) in STYLES.items()
 )
@@ -123,11 +124,27 @@ def sample_rows(samples: Sequence[tuple[Image.Image, str]]) -> str:
     return f'<div class="row">{"".join(figures)}</div>' if figures else ""
 
 
-def table(rows: Sequence[Sequence[str]], head: Sequence[str] = (), kind: str = "") -> str:
+def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
     """Plain cells, escaped, in a table that scrolls by itself where a phone is too narrow."""
     top = "<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>" if head else ""
     body = "".join("<tr>" + "".join(f"<td>{escape(str(one))}</td>" for one in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table class="{kind}">{top}{body}</table></div>' if rows else ""
+    return f'<div class="scroll"><table>{top}{body}</table></div>' if rows else ""
+
+
+def finding_table(rows: Sequence[tuple[str, str, str]]) -> str:
+    """(what, "value [interval]" in %, what to read it against) as a table."""
+    body = "".join(
+        f"<tr><td>{escape(what)}</td><td>{_with_interval(escape(mine))}</td><td>{escape(beside)}</td></tr>"
+        for what, mine, beside in rows
+    )
+    head = "<tr><th></th><th>this model, %</th><th>to compare</th></tr>"
+    return f'<div class="scroll"><table class="findings">{head}{body}</table></div>' if rows else ""
+
+
+def pictures(images: Iterable[str]) -> str:
+    """Images side by side, below each other where the window is narrow."""
+    parts = "".join(f"<div>{one}</div>" for one in images)
+    return f'<div class="plots">{parts}</div>' if parts else ""
 
 
 def result_tables(result: Result | None, quantities: Sequence[str] | None = None) -> str:

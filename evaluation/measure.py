@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from syncmask.masks import (
+    EPSILON,
     ChoiceRule,
     attention_word_scores,
     blend,
@@ -42,11 +43,15 @@ class PairScores:
 
 @dataclass
 class Measured:
-    """All rows: word scores (a list of (W,)) and patch scores (rows, N) by name, and how many words each text kept."""
+    """All rows: word scores (a list of (W,)) and patch scores (rows, N) by name.
+
+    `kept`: how many words of each text the tokenizer left. `peaks`: (W,) a row, where each word looks more than others.
+    """
 
     words: dict[str, list[np.ndarray]] = field(default_factory=dict)
     patches: dict[str, np.ndarray] = field(default_factory=dict)
     kept: list[int] = field(default_factory=list)
+    peaks: list[np.ndarray] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -139,7 +144,7 @@ def measure_rows(
     shows: what perfect word scores would give) and contrast (the spread of a patch's pixels: what eyes without a text
     and without any training would give).
     """
-    found = Measured(kept=[0] * len(dataset))
+    found = Measured(kept=[0] * len(dataset), peaks=[np.zeros(0)] * len(dataset))
     for rows in mixed_rows(len(dataset), batch_size, seed):
         batch = next(batches(processor, dataset, rows, len(rows), teacher.device))
         pairs = score_pairs(teacher, batch, item_ids[rows], list(means), layer=layer, others=others, seed=seed)
@@ -154,6 +159,8 @@ def measure_rows(
         patches["contrast"] = teacher.patchify(batch["pixel_values"]).std(dim=-1)
         patches["true_words"] = patches_of_top_words(_padded(visible, rows, pairs.valid), pairs)
         _collect(found, rows, pairs.valid, words, patches)
+        for row, peak in zip(rows, word_peaks(pairs).cpu().numpy()):
+            found.peaks[row] = peak[: found.kept[row]]
     return found
 
 
@@ -161,6 +168,13 @@ def patches_of_top_words(word_scores: torch.Tensor, pairs: PairScores, rate: flo
     """Relative attention (B, N) of the hard top `rate` of words."""
     chosen = top(word_scores, pairs.valid, rate)
     return relative_patch_scores(pairs.attention, chosen, pairs.valid)
+
+
+def word_peaks(pairs: PairScores) -> torch.Tensor:
+    """The patch (B, W) that each word looks at most, against what all words of its text look at."""
+    valid = pairs.valid.unsqueeze(-1)
+    everybody = (pairs.attention * valid).sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+    return (pairs.attention / everybody.clamp(min=EPSILON)).argmax(dim=-1)
 
 
 def top(scores: torch.Tensor, valid: torch.Tensor, rate: float = PATCH_RATE) -> torch.Tensor:

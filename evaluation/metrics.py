@@ -116,8 +116,17 @@ def ranks(scores: np.ndarray, positives: np.ndarray, ignored: np.ndarray | None 
 
 
 def recall_at_k(rank: np.ndarray, k: int, *, seed: int = 0) -> Metric:
-    """Share of queries whose rank is at most `k`, with its interval over queries."""
-    return bootstrap_mean(np.asarray(rank) <= k, seed=seed)
+    """Share of queries whose rank is at most `k`, with its interval over queries.
+
+    No hit (or no miss) among n would resample to an interval of no width; there it is the exact binomial one.
+    """
+    metric = bootstrap_mean(np.asarray(rank) <= k, seed=seed)
+    widest = 0.025 ** (1 / max(metric["n"], 1))
+    if metric["value"] == 0:
+        metric["high"] = 1 - widest
+    if metric["value"] == 1:
+        metric["low"] = widest
+    return metric
 
 
 def mean_recall(rank_lists: Sequence[np.ndarray], ks: Sequence[int] = (1, 5, 10), *, seed: int = 0) -> Metric:

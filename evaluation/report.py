@@ -16,7 +16,7 @@ from PIL import Image
 
 from . import fragments
 from .figures import MaskedPhoto, Panel, Search, curves, mask_view, retrieval_sheet
-from .result import Result
+from .result import Result, cell, percent
 
 LOSSES = {"itc": "ITC", "itm": "ITM", "mlm": "MLM", "mim": "MIM"}
 
@@ -65,14 +65,15 @@ def write_report(run: str | Path, report: Report) -> Path:
     for name, picture in pictures.items():
         picture.save(folder / f"{name}.png")
     path = folder / "index.html"
-    path.write_text(fragments.page(report.title, _sections(report, pictures.get("curves"))), encoding="utf-8")
+    path.write_text(fragments.page(report.title, _sections(report, panels)), encoding="utf-8")
     return path
 
 
-def _sections(report: Report, plot: Image.Image | None) -> list[tuple[str, str]]:
+def _sections(report: Report, panels: Sequence[Panel]) -> list[tuple[str, str]]:
     items, co_occurrence = report.results.get("items"), report.results.get("co-occurrence")
     summary = "".join(f"<p>{escape(sentence)}</p>" for sentence in report.summary)
-    learned = fragments.table(findings(report.results), ("", "this model", "to compare"), "findings")
+    learned = fragments.finding_table(findings(report.results))
+    plots = fragments.pictures(fragments.image(curves([panel]), panel.title) for panel in panels)
     masks = fragments.mask_rows(report.masks)
     searches = fragments.search_rows(report.searches)
     if masks:
@@ -81,7 +82,7 @@ def _sections(report: Report, plot: Image.Image | None) -> list[tuple[str, str]]
         searches = f'<p class="note">{escape(_caption(items))} Numbers are cosines.</p>{searches}'
     return [
         ("What was learned", summary + learned),
-        ("Over training", fragments.image(plot, "losses and recall over training") if plot else ""),
+        ("Over training", plots),
         ("What the masks hide", masks),
         ("Finding photos by text", searches),
         ("The corpus", fragments.sample_rows(report.samples)),
@@ -104,56 +105,46 @@ def findings(results: Mapping[str, Result]) -> list[tuple[str, str, str]]:
     items, masks = results.get("items"), results.get("co-occurrence")
     if items:
         for way, name in (("image_to_text", "photo finds its text"), ("text_to_image", "text finds a photo")):
+            chance = {f"{way}/recall@10/chance": "by chance"}
             for score in ("itc", "itm"):
                 label = f"{name}, among the first 10 ({score.upper()})"
-                rows.append(_finding(items, label, f"{way}/recall@10/{score}", f"{way}/recall@10/chance", "by chance"))
+                rows.append(_finding(items, label, f"{way}/recall@10/{score}", chance))
     if masks:
-        for strategy in ("attention", "evidence"):
-            rows += _mask_findings(masks, strategy)
+        rows += [row for strategy in ("attention", "evidence") for row in _mask_findings(masks, strategy)]
+        pointing = {"pointing/hit/other_word": "for another word's map", "pointing/hit/random": "at random"}
+        rows.append(_finding(masks, "a word's attention peaks on its own part", "pointing/hit/own_word", pointing))
         rows.append(
-            _finding(masks, "a missing text raises the MIM error by", "text_gap/relative_rise/truth_masks", None, "")
+            _finding(masks, "another item's text raises the MIM error by", "text_gap/relative_rise/truth_masks", {})
         )
-        pairs = "false_negatives/pairs/rules_1_2"
-        rows.append(
-            _finding(masks, "false negatives in batches", pairs, "false_negatives/pairs/rule_1", "without rule 2")
-        )
+        rule_1 = {"false_negatives/pairs/rule_1": "without rule 2", "false_negatives/pairs/random": "in random batches"}
+        rows.append(_finding(masks, "false negatives in batches", "false_negatives/pairs/rules_1_2", rule_1))
     return [row for row in rows if row is not None]
 
 
 def _mask_findings(result: Result, strategy: str) -> list[tuple[str, str, str] | None]:
+    words = {"words/precision/random": "at random", "words/precision/blind": "by the word alone"}
+    views = {"words/item_auc/random": "blind to the photo"}
+    patches = {
+        "patches/precision/random": "at random",
+        "patches/precision/centre": "in the centre",
+        "patches/precision/contrast": "by contrast alone",
+    }
     return [
+        _finding(result, f"hidden words that this photo shows ({strategy})", f"words/precision/{strategy}", words),
         _finding(
-            result,
-            f"hidden words that this photo shows ({strategy})",
-            f"words/precision/{strategy}",
-            "words/precision/random",
-            "at random",
+            result, f"a view that shows a word scores it higher ({strategy})", f"words/item_auc/{strategy}", views
         ),
-        _finding(
-            result,
-            f"scores a word higher where a view shows it ({strategy})",
-            f"words/item_auc/{strategy}",
-            "words/item_auc/random",
-            "blind to the photo",
-        ),
-        _finding(
-            result,
-            f"hidden patches on named parts ({strategy})",
-            f"patches/precision/{strategy}",
-            "patches/precision/random",
-            "at random",
-        ),
+        _finding(result, f"hidden patches on named parts ({strategy})", f"patches/precision/{strategy}", patches),
     ]
 
 
-def _finding(result: Result, label: str, name: str, against: str | None, what: str) -> tuple[str, str, str] | None:
+def _finding(result: Result, label: str, name: str, against: Mapping[str, str]) -> tuple[str, str, str] | None:
     """One line, or None where the result lacks the metric."""
     if name not in result.metrics or math.isnan(result.value(name)):
         return None
-    metric = result.metrics[name]
-    mine = f"{100 * metric['value']:.1f} %  ({100 * metric['low']:.1f} to {100 * metric['high']:.1f})"
-    beside = f"{100 * result.value(against):.1f} % {what}" if against in result.metrics else ""
-    return label, mine, beside
+    known = {other: what for other, what in against.items() if other in result.metrics}
+    beside = ", ".join(f"{percent(result.value(other))} {what}" for other, what in known.items())
+    return label, cell(result.metrics[name]), beside
 
 
 def _caption(items: Result | None) -> str:

@@ -132,10 +132,14 @@ def cell(metric: Metric | None) -> str:
         return ""
     if math.isnan(metric["value"]):
         return "none"
-    value = f"{100 * metric['value']:.1f}"
     if metric["low"] == metric["high"] == metric["value"]:
-        return value
-    return f"{value} [{100 * metric['low']:.1f}, {100 * metric['high']:.1f}]"
+        return percent(metric["value"])
+    return f"{percent(metric['value'])} [{percent(metric['low'])}, {percent(metric['high'])}]"
+
+
+def percent(value: float) -> str:
+    """One decimal, without the minus sign of a rounded zero."""
+    return f"{round(100 * value, 1) + 0.0:.1f}"
 
 
 def counts(row: dict[str, Metric]) -> str:

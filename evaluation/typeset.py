@@ -15,7 +15,7 @@ BLUE, ORANGE, DARK, GREEN = "#1763a6", "#c2540a", "#3d3d3d", "#1a7f37"
 # Style of a word -> ground (None = paper) and ink.
 STYLES = {
     "plain": (None, INK),
-    "unseen": (None, "#8c8c8c"),
+    "unseen": (None, "#757575"),
     "hidden": (DARK, PAPER),
     "right": (BLUE, PAPER),
     "wrong": (ORANGE, PAPER),

@@ -48,9 +48,7 @@ def register_auto_classes() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(SyncMaskConfig, SyncMaskModel, exist_ok=True)
     AutoModelForPreTraining.register(SyncMaskConfig, SyncMaskForPreTraining, exist_ok=True)
-    AutoImageProcessor.register(
-        SyncMaskConfig, image_processor_classes={"pil": SyncMaskImageProcessor}, exist_ok=True
-    )
+    AutoImageProcessor.register(SyncMaskConfig, image_processor_classes={"pil": SyncMaskImageProcessor}, exist_ok=True)
     AutoProcessor.register(SyncMaskConfig, SyncMaskProcessor, exist_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""SyncMaskConfig: the architecture of a SyncMask model and nothing else (a run's settings live in `syncmask.training`)."""
+"""SyncMaskConfig: the architecture of a SyncMask model and nothing else; a run's settings are not in it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The cross-attention encoder (text queries attend to image tokens) and the masked-image decoder built of its layers."""
+"""The cross-attention encoder (text queries attend to image tokens) and the masked-image decoder of the same layers."""
 
 from collections.abc import Callable, Iterable
 

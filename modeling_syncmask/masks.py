@@ -170,9 +170,7 @@ def blend(
 # ------------------------------------------------------------------------------------------------------------ choosing
 
 
-def choose(
-    scores: torch.Tensor, valid: torch.Tensor, rule: ChoiceRule, noise: torch.Tensor | None = None
-) -> Choice:
+def choose(scores: torch.Tensor, valid: torch.Tensor, rule: ChoiceRule, noise: torch.Tensor | None = None) -> Choice:
     """Choose exactly round(rate * n) of each row's n valid candidates, most by score, some at random.
 
     by score: the highest z / T + Gumbel noise; then k_random = random_share * k, stochastically rounded, drawn

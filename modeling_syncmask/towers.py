@@ -29,7 +29,7 @@ def num_prefix_tokens(config: PreTrainedConfig) -> int:
     if config.model_type not in PREFIX_TOKENS:
         raise ValueError(
             f"vision model type {config.model_type!r} cannot be an image tower yet: supported are "
-            f"{sorted(PREFIX_TOKENS)}. Take one of these, or add the family to PREFIX_TOKENS with a test of kept patches."
+            f"{sorted(PREFIX_TOKENS)}. Take one of these, or add it to PREFIX_TOKENS with a test of kept patches."
         )
     return PREFIX_TOKENS[config.model_type]
 

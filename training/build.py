@@ -74,7 +74,9 @@ def build_processor(arguments: DataArguments, texts: list[str], seed: int) -> Sy
     else:
         tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
         if tokenizer.mask_token_id is None:
-            raise SystemExit(f"tokenizer {arguments.tokenizer!r} has no mask token; choose one of a masked language model.")
+            raise SystemExit(
+                f"tokenizer {arguments.tokenizer!r} has no mask token; choose one of a masked language model."
+            )
         lengths = [len(ids) for ids in tokenizer(sorted(set(texts))).input_ids]
         usual = min(LONGEST_TEXT, int(np.ceil(np.quantile(lengths, 0.99))))
         tokenizer.model_max_length = arguments.max_text_length or usual
@@ -114,9 +116,7 @@ def build_train_data(
     if tau is None:
         tau = overlap_tau(texts, index.item_of_text, seed)
         logger.info("two texts may be true of one another's photos from an overlap of %.3f", tau)
-    photos = PhotoDataset(
-        train, index, image_size=data.image_size, seed=seed, augment=data.augment, resample=resample
-    )
+    photos = PhotoDataset(train, index, image_size=data.image_size, seed=seed, augment=data.augment, resample=resample)
     return TrainData(train, index, photos, rows.select(probe), texts, tau)
 
 
@@ -128,7 +128,9 @@ def probe_positions(item_ids: np.ndarray, pairs: int, seed: int) -> np.ndarray:
     """
     items, counts = np.unique(item_ids, return_counts=True)
     if len(items) < 4:
-        raise SystemExit(f"the train split has {len(items)} item(s); at least 4 are needed to train and to test the masks.")
+        raise SystemExit(
+            f"the train split has {len(items)} item(s); at least 4 are needed to train and to test the masks."
+        )
     order = np.random.default_rng([seed, 1]).permutation(len(items))[: max(2, int(PROBE_SHARE * len(items)))]
     fits = max(2, int((np.cumsum(counts[order]) <= pairs).sum()))
     return np.flatnonzero(np.isin(item_ids, items[order[:fits]]))

@@ -79,9 +79,7 @@ class Masking:
         kinds: (V,) 0, 1 or 2 for each of those words: common, middling, rare; for the log alone.
     """
 
-    def __init__(
-        self, settings: MaskSettings, word_scores: WordScores, config: SyncMaskConfig, kinds: torch.Tensor
-    ):
+    def __init__(self, settings: MaskSettings, word_scores: WordScores, config: SyncMaskConfig, kinds: torch.Tensor):
         self.settings, self.word_scores, self.config, self.kinds = settings, word_scores, config, kinds
         self.opened_at: int | None = None
         self.gap = 0.0

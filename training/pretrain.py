@@ -82,7 +82,6 @@ def start(arguments: PretrainArguments) -> Accelerator:
     torch.set_num_threads(run.num_threads or max(1, len(os.sched_getaffinity(0)) // here))
     accelerator = Accelerator(
         mixed_precision=run.mixed_precision,
-        gradient_accumulation_steps=arguments.optim.gradient_accumulation_steps,
         log_with=run.log_with or None,
         project_dir=str(run.folder),
     )
@@ -90,7 +89,11 @@ def start(arguments: PretrainArguments) -> Accelerator:
     if run.deterministic:
         torch.use_deterministic_algorithms(True)
     if run.log_with:
-        flat = {f"{section}.{key}": str(value) for section, values in dataclasses.asdict(arguments).items() for key, value in values.items()}
+        flat = {
+            f"{section}.{key}": str(value)
+            for section, values in dataclasses.asdict(arguments).items()
+            for key, value in values.items()
+        }
         accelerator.init_trackers("syncmask", config=flat)
     if accelerator.is_main_process:
         logger.info(
@@ -117,7 +120,7 @@ def build_trainer(arguments: PretrainArguments, accelerator: Accelerator, corpus
         len(data.rows), global_batch, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
     bank = FeatureBank(len(data.rows), model.config.projection_dim)
-    total_steps = optim.epochs * sampler.batches // optim.gradient_accumulation_steps
+    total_steps = optim.epochs * -(-sampler.batches // optim.gradient_accumulation_steps)
     total_steps = min(total_steps, optim.max_steps or total_steps)
     optimizer = build_optimizer(model, learning_rate=optim.learning_rate, weight_decay=optim.weight_decay)
     schedule = build_schedule(

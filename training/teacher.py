@@ -74,7 +74,9 @@ class MomentumTeacher:
         """
         mine, theirs = dict(self.model.named_parameters()), dict(student.named_parameters())
         if mine.keys() != theirs.keys():
-            raise ValueError(f"teacher and student differ in {sorted(mine.keys() ^ theirs.keys())}; build a new teacher.")
+            raise ValueError(
+                f"teacher and student differ in {sorted(mine.keys() ^ theirs.keys())}; build a new teacher."
+            )
         averages = [parameter.data for parameter in mine.values()]
         torch._foreach_lerp_(averages, [theirs[name].data for name in mine], 1 - self.momentum)
         for name, buffer in self.model.named_buffers():

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -178,7 +179,8 @@ class Trainer:
             masks = self.masking.masks(progress.step, batch, self.teacher, seen, noise)
         image_negatives, text_negatives, fallbacks = self._negatives(batch, seen, noise)
 
-        with self.accelerator.accumulate(self.model):
+        stepping = self._is_last_of_step()
+        with nullcontext() if stepping else self.accelerator.no_sync(self.model):
             # 2. Forward: all objectives in one call.
             output = self.model(
                 pixel_values=batch["pixel_values"],
@@ -196,27 +198,30 @@ class Trainer:
                 teacher_temperature=seen.temperature,
                 soft_target_weight=self._soft_target_weight(),
             )
-            weights = self.arguments.objective
             losses = {term: output[f"{term}_loss"] for term in TERMS}
-            loss = sum(getattr(weights, f"{term}_weight") * losses[term] for term in TERMS)
-            # 3. Backward and step.
-            self.accelerator.backward(loss)
-            stepped = self.accelerator.sync_gradients
-            if stepped:
-                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optim.max_grad_norm)
+            self._stop_if_not_finite(batch, losses)
+            loss = sum(getattr(self.arguments.objective, f"{term}_weight") * losses[term] for term in TERMS)
+            # 3. Backward, and a step of the optimiser once enough batches are in.
+            self.accelerator.backward(loss / optim.gradient_accumulation_steps)
+        if stepping:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optim.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-
-        # 4. What remembers: the teacher, the feature bank, the running mean of ITM.
-        if stepped:
             self.schedule.step()
             self.teacher.update(self.student)
+
+        # 4. What remembers: the feature bank and the running mean of ITM.
         self._remember(batch, seen, losses)
         progress.micro_step += 1
-        if stepped:
+        if stepping:
             progress.step += 1
             self._log_step(batch, losses, masks, float(norm), fallbacks)
-        return stepped
+        return stepping
+
+    def _is_last_of_step(self) -> bool:
+        """Tell whether the optimiser steps after this batch; the end of an epoch ends a step, so none is left open."""
+        batch = self.sampler.consumed + 1
+        return batch % self.arguments.optim.gradient_accumulation_steps == 0 or batch == self.sampler.batches
 
     def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
@@ -260,7 +265,6 @@ class Trainer:
 
     def _log_step(self, batch, losses, masks: StepMasks, norm: float, fallbacks: int):
         progress = self.progress
-        self._stop_if_not_finite(batch, losses)
         if progress.step % self.arguments.run.log_every:
             return
         reduced = {term: float(self.accelerator.reduce(losses[term].detach(), reduction="mean")) for term in TERMS}
@@ -268,7 +272,7 @@ class Trainer:
             **reduced,
             "learning_rate": self.schedule.get_last_lr()[0],
             "gradient_norm": norm,
-            "temperature": float(self.student.syncmask.temperature),
+            "temperature": float(self.student.syncmask.temperature.detach()),
             "mask_strength": self.masking.strength(progress.step),
             "mlm_gap": self.masking.gap,
             "negatives_fell_back": fallbacks,
