@@ -138,8 +138,9 @@ def cell(metric: Metric | None) -> str:
 
 
 def percent(value: float) -> str:
-    """One decimal, without the minus sign of a rounded zero."""
-    return f"{round(100 * value, 1) + 0.0:.1f}"
+    """One decimal, two under 1 % (false negatives are rare), without the minus sign of a rounded zero."""
+    places = 2 if 0.0005 <= abs(value) < 0.01 else 1
+    return f"{round(100 * value, places) + 0.0:.{places}f}"
 
 
 def counts(row: dict[str, Metric]) -> str:

@@ -20,7 +20,7 @@ from .garments_shape import WITH_BELT, WITH_HEM, WITH_NECKLINE, WITH_SLEEVES, Lo
 from .garments_text import write_text
 from .processing_syncmask import split_words
 
-VERSION = 3
+VERSION = 4
 """Part of the cache key: raise it with every change that changes a photo, a text or the truth."""
 
 ATTRIBUTES: dict[str, dict[str, int]] = {
@@ -234,8 +234,8 @@ def _view(name: str, attributes: dict[str, str], shape: Shape, look: Look, rng: 
     x0, y0, x1, y1 = shape.extent
     width, height = (x1 - x0) * look.width, (y1 - y0) * look.length
     shifted = name.endswith("_shifted")
-    fill = rng.uniform(0.46, 0.78) if shifted else rng.uniform(0.86, 0.95)
-    angle = math.radians(rng.uniform(-14, 14) if shifted else rng.uniform(-4, 4))
+    fill = rng.uniform(0.5, 0.85) if shifted else rng.uniform(0.86, 0.95)
+    angle = math.radians(rng.uniform(-12, 12) if shifted else rng.uniform(-4, 4))
     scale = fill / max(width, height)
     centre = []
     for size in (width * scale, height * scale):

@@ -129,20 +129,20 @@ def _neckline(canvas: Canvas, kind: str, top: float, main: Colour, second: Colou
     if kind == "round":
         arc = [(0.2 * math.cos(a), 0.2 * math.sin(a)) for a in (math.pi * k / 10 for k in range(11))]
         canvas.polygon([(x * 1.38, top + y * 1.4) for x, y in arc], second, ink)
-        canvas.polygon([(x * 0.95, top + y) for x, y in arc], inside)
+        canvas.polygon([(x * 1.02, top + y * 1.05) for x, y in arc], inside)
     elif kind == "v-neck":
-        canvas.polygon([(-0.27, top), (0.27, top), (0, top + 0.34)], second, ink)
-        canvas.polygon([(-0.17, top), (0.17, top), (0, top + 0.22)], inside)
+        canvas.polygon([(-0.27, top), (0.27, top), (0, top + 0.42)], second, ink)
+        canvas.polygon([(-0.19, top), (0.19, top), (0, top + 0.3)], inside)
     elif kind == "square":
-        canvas.rectangle(-0.27, top, 0.27, top + 0.31, second, ink)
-        canvas.rectangle(-0.18, top, 0.18, top + 0.22, inside)
+        canvas.rectangle(-0.29, top, 0.29, top + 0.36, second, ink)
+        canvas.rectangle(-0.21, top, 0.21, top + 0.28, inside)
     elif kind == "turtleneck":
         canvas.rectangle(-0.19, top - 0.16, 0.19, top + 0.08, second, ink)
         canvas.line([(-0.19, top - 0.04), (0.19, top - 0.04)], 0.03, ink)
     elif kind == "collar":
         canvas.polygon([(-0.1, top - 0.05), (0.1, top - 0.05), (0, top + 0.16)], inside)
         for sign in (-1, 1):
-            wing = [(0.0, top + 0.15), (0.1, top - 0.14), (0.2, top - 0.06), (0.28, top + 0.24)]
+            wing = [(0.0, top + 0.16), (0.1, top - 0.14), (0.2, top - 0.06), (0.3, top + 0.32)]
             canvas.polygon([(sign * x, y) for x, y in wing], second, ink)
 
 
@@ -252,14 +252,18 @@ FIGURES: dict[str, list[Point]] = {
 }
 
 
+TINTS = {"star": GOLD, "heart": (240, 60, 100), "moon": (150, 214, 255), "bolt": (90, 235, 130), "sun": (255, 150, 50)}
+TINTS |= {"crown": GOLD, "tree": (80, 190, 90)}
+
+
 def _print(canvas: Canvas, figure: str, centre: Point, size: float) -> None:
-    """A light figure with a dark rim, so that it stands out from any cloth."""
+    """A figure in its own light tint with a dark rim, so that it stands out from any cloth."""
     if figure == "none":
         return
     x0, y0 = centre
     outline = canvas.points([(x0 + size * x, y0 + size * y) for x, y in FIGURES[figure]])
     canvas.draw.line([*outline, outline[0], outline[1]], fill=INK, width=max(4, int(0.09 * canvas.unit)), joint="curve")
-    canvas.draw.polygon(outline, fill=CREAM)
+    canvas.draw.polygon(outline, fill=TINTS.get(figure, CREAM))
     if figure == "flower":
         canvas.dot(x0, y0, size * 0.34, GOLD, INK)
 

@@ -257,13 +257,13 @@ def _zigzags(layer: Canvas) -> None:
 
 def _quilting(layer: Canvas) -> None:
     for k in range(-7, 8):
-        layer.line([(k * 0.26 - 1, -1), (k * 0.26 + 1, 1)], 0.025, 150)
-        layer.line([(k * 0.26 + 1, -1), (k * 0.26 - 1, 1)], 0.025, 150)
+        layer.line([(k * 0.34 - 1, -1), (k * 0.34 + 1, 1)], 0.045, 210)
+        layer.line([(k * 0.34 + 1, -1), (k * 0.34 - 1, 1)], 0.045, 210)
 
 
 def _pleats(layer: Canvas) -> None:
-    for k in range(-10, 11):
-        layer.line([(k * 0.11, -1.1), (k * 0.11, 1.1)], 0.035, 150)
+    for k in range(-7, 8):
+        layer.line([(k * 0.16, -1.1), (k * 0.16, 1.1)], 0.06, 210)
 
 
 FLECKS = [(0.17 * (k % 14 - 6.5) + 0.05 * math.sin(k * 7.0), 0.17 * (k // 14 - 6.5)) for k in range(196)]
@@ -271,7 +271,7 @@ FLECKS = [(0.17 * (k % 14 - 6.5) + 0.05 * math.sin(k * 7.0), 0.17 * (k // 14 - 6
 
 def _fluff(layer: Canvas) -> None:
     for k, (x, y) in enumerate(FLECKS):
-        layer.line([(x, y), (x + 0.05 * math.cos(k * 2.4), y + 0.05 * math.sin(k * 2.4))], 0.03, 200)
+        layer.line([(x, y), (x + 0.07 * math.cos(k * 2.4), y + 0.07 * math.sin(k * 2.4))], 0.05, 230)
 
 
 def _tufts(mask: Canvas, outline: Sequence[Point]) -> None:
@@ -279,4 +279,4 @@ def _tufts(mask: Canvas, outline: Sequence[Point]) -> None:
     for (x0, y0), (x1, y1) in zip(outline, [*outline[1:], outline[0]]):
         count = max(1, round(math.hypot(x1 - x0, y1 - y0) / 0.09))
         for k in range(count):
-            mask.dot(x0 + (x1 - x0) * k / count, y0 + (y1 - y0) * k / count, 0.05, 255)
+            mask.dot(x0 + (x1 - x0) * k / count, y0 + (y1 - y0) * k / count, 0.06, 255)

@@ -233,7 +233,7 @@ def shape_of(attributes: dict[str, str], look: Look) -> Shape:
         right = sleeve_outline(cut, kind, look.sleeve_angle)
         sleeves = (right, mirrored(right))
         if kind != "sleeveless":
-            end = sleeve_end(right, kind, 0.26)
+            end = sleeve_end(right, kind, 0.32)
             ends = (end, mirrored(end))
         cuffs = ends if kind == "long" else ()
     low = cut.bottom + (0.05 if attributes["hem"] in ("none", "straight") else 0.1)
@@ -294,7 +294,7 @@ def _hem_places(shape: Shape) -> list[Sequence[Point]]:
 
 def neckline_place(cut: Cut) -> list[Point]:
     """Where any neckline is, a turtleneck's height included."""
-    return corners((-0.28, cut.top - 0.16, 0.28, cut.top + 0.34))
+    return corners((-0.3, cut.top - 0.16, 0.3, cut.top + 0.42))
 
 
 def trim_places(attributes: dict[str, str], shape: Shape, side: str) -> list[Sequence[Point]]:
@@ -330,5 +330,5 @@ def closure_line(cut: Cut) -> tuple[float, float]:
     """Top and bottom of the closure in the middle of the front."""
     if cut.shoulder:
         bottom = cut.bottom - 0.2 if cut.crotch is None else cut.crotch
-        return cut.top + 0.36, min(bottom, cut.top + 1.35)
+        return cut.top + 0.43, min(bottom, cut.top + 1.4)
     return cut.waist_y + 0.1, cut.bottom - 0.2 if cut.crotch is None else cut.crotch

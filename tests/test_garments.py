@@ -267,6 +267,19 @@ def test_families_are_near_twins():
     assert max(differences) <= 4 and 1 <= np.mean(differences) <= 2.5
 
 
+def test_a_garment_has_only_what_its_category_has_a_place_for():
+    for attributes in (make_item(seed, index).attributes for seed in (0, 1) for index in range(COUNT)):
+        category = attributes["category"]
+        for name, without in (
+            ("sleeve", {"skirt", "pants", "shorts", "poncho"}),
+            ("neckline", {"skirt", "pants", "shorts", "hoodie", "jacket", "coat"}),
+            ("hem", {"hoodie", "jacket"}),
+        ):
+            assert (attributes[name] == "none") == (category in without)
+        assert (attributes["cuff"] == "none") == (attributes["sleeve"] != "long")
+        assert attributes["main_colour"] != attributes["second_colour"]
+
+
 def test_base_rates(dataset):
     per_item = Counter(dataset["item_id"])
     assert set(per_item.values()) == {2, 3, 4}

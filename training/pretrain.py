@@ -25,7 +25,7 @@ from .build import (
     read_corpus,
 )
 from .finish import evaluate_run, save_final, write_summary
-from .optim import build_optimizer, build_schedule
+from .optim import make_optimizer, make_schedule
 from .planning import EpochPlanner
 from .resume import resume_newest, save_trainer
 from .run_folder import RunFolder
@@ -122,10 +122,8 @@ def build_trainer(arguments: PretrainArguments, accelerator: Accelerator, corpus
     bank = FeatureBank(len(data.rows), model.config.projection_dim)
     total_steps = optim.epochs * -(-sampler.batches // optim.gradient_accumulation_steps)
     total_steps = min(total_steps, optim.max_steps or total_steps)
-    optimizer = build_optimizer(model, learning_rate=optim.learning_rate, weight_decay=optim.weight_decay)
-    schedule = build_schedule(
-        optimizer, warmup_steps=optim.warmup_steps, total_steps=total_steps, floor=optim.learning_rate_floor
-    )
+    optimizer = make_optimizer(model, learning_rate=optim.learning_rate, weight_decay=optim.weight_decay)
+    schedule = make_schedule(optimizer, optim.warmup_steps, total_steps, optim.learning_rate_floor)
     model, optimizer = accelerator.prepare(model, optimizer)
     validate = partial(
         validate_items, processor=processor, dataset=corpus.get("validation"), seed=seed, accelerator=accelerator

@@ -38,6 +38,7 @@ class Progress:
         step: optimiser steps done. micro_step: batches done. epoch: the running one.
         itm_average: running mean of the ITM loss, which decides when grouping starts.
         grouped: whether this epoch's batches are grouped.
+        best_step, best_value: the checkpoint with the highest validation figure, and that figure.
     """
 
     step: int = 0
@@ -45,6 +46,8 @@ class Progress:
     epoch: int = 0
     itm_average: float = math.log(2)
     grouped: bool = False
+    best_step: int | None = None
+    best_value: float | None = None
 
 
 class Trainer:
@@ -88,7 +91,6 @@ class Trainer:
         self.plan_epoch, self.validate, self.save, self.folder = plan_epoch, validate, save, folder
         self.total_steps = total_steps
         self.progress = Progress()
-        self.last_validation: dict[str, float] = {}
         self.started = time.monotonic()
 
     @property
@@ -151,9 +153,21 @@ class Trainer:
         self.progress.epoch += 1
         last = self.progress.step >= self.total_steps
         if self.progress.epoch % validate_every == 0 or last:
-            self.last_validation = self.validate(self.student)
-            self._log("validation", self.last_validation)
+            figures = self.validate(self.student)
+            self._log("validation", figures)
+            self._note_best(figures)
         self.save(self)
+
+    def _note_best(self, figures: dict[str, float]):
+        name = self.arguments.run.best_metric
+        if not figures:
+            return
+        if name not in figures:
+            raise SystemExit(
+                f"best_metric={name!r} is no validation figure; choose one of {', '.join(sorted(figures))}"
+            )
+        if self.progress.best_value is None or figures[name] > self.progress.best_value:
+            self.progress.best_step, self.progress.best_value = self.progress.step, figures[name]
 
     def _log(self, split: str, figures: dict):
         self.folder.log(self.progress.step, self.progress.epoch, split, figures)

@@ -1,0 +1,107 @@
+"""Pictures are right in what they show, whole and of the promised size."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from syncmask.evaluation import figures as f
+from syncmask.evaluation.typeset import font, paragraph
+
+TEXT = 'A red (cotton) shirt, "v-neck".'
+
+
+def photo(width=64, height=64):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def pair(names=("synchronised", "random"), visible=None, text=TEXT):
+    masks = [f.Masks(name, np.array([0, 1, 0, 1, 0], bool), np.eye(4, dtype=bool)) for name in names]
+    return f.MaskedPhoto(photo(), text, masks, visible)
+
+
+def test_word_styles_cover_the_text_in_order():
+    hidden, visible = np.array([0, 1, 1, 0, 0]), np.array([0, 1, 0, 1, 1])
+    pieces = f.word_styles(TEXT, hidden, visible)
+    assert "".join(piece for piece, _ in pieces) == TEXT
+    assert dict(pieces)["red"] == "right" and dict(pieces)["cotton"] == "wrong" and dict(pieces)["A"] == "unseen"
+    assert dict(f.word_styles(TEXT, hidden))["cotton"] == "hidden"
+
+
+def test_words_that_were_cut_off_are_plain():
+    assert f.word_styles("one two three", np.array([True])) == [("one", "hidden"), (" two three", "plain")]
+    assert f.word_styles("", np.array([True])) == []
+
+
+def test_hidden_patches_are_dimmed_and_the_others_are_not():
+    white = Image.new("RGB", (64, 64), "white")
+    patches = np.zeros((2, 4), dtype=bool)
+    patches[0, 1] = True
+    picture = np.asarray(f.masked_photo(white, patches, size=200))
+    assert picture[50, 75].max() < 100  # middle of row 0, column 1
+    assert (picture[150, 75] == 255).all() and (picture[50, 25] == 255).all()
+    assert tuple(picture[50, 50]) == (255, 211, 77)  # the outline, where hidden meets seen
+
+
+def test_patches_must_come_as_a_grid():
+    with pytest.raises(ValueError, match="grid"):
+        f.masked_photo(photo(), np.zeros(16, dtype=bool))
+
+
+def test_enlarge_keeps_the_shape_of_the_photo():
+    tall = f.enlarge(Image.new("RGB", (10, 40), "black"), 100)
+    columns = np.flatnonzero((np.asarray(tall) < 128).all(axis=(0, 2)))
+    assert tall.size == (100, 100) and abs(len(columns) - 25) <= 1
+
+
+def test_mask_view_grows_with_pairs_and_columns():
+    one, two = f.mask_view([pair()]), f.mask_view([pair(), pair()])
+    assert two.height > one.height + 264 and two.width == one.width
+    assert f.mask_view([pair(names=("a", "b", "c"))]).width > one.width
+    with pytest.raises(ValueError, match="same ways"):
+        f.mask_view([pair(), pair(names=("other", "random"))])
+    with pytest.raises(ValueError):
+        f.mask_view([])
+
+
+def test_marked_words_have_their_colours():
+    blue, orange = (23, 99, 166), (194, 84, 10)
+
+    def colours(picture):
+        return {tuple(pixel) for pixel in np.asarray(picture).reshape(-1, 3)}
+
+    truth = colours(f.mask_view([pair(visible=np.array([1, 1, 1, 0, 1], bool))]))
+    assert blue in truth and orange in truth
+    unknown = colours(f.mask_view([pair()]))
+    assert (61, 61, 61) in unknown and orange not in unknown
+
+
+def test_paragraph_shows_all_of_a_long_text():
+    short, long = (paragraph([("word " * count, "plain")], 200) for count in (10, 1000))
+    assert long.height > 90 * short.height
+    ink = (np.asarray(long) < 128).any(axis=(1, 2))
+    assert ink[-30:].any()
+    unbroken = np.asarray(paragraph([("w" * 300, "plain")], 200, font(16)))
+    assert unbroken.shape[0] > 10 * 20
+
+
+def test_right_hits_are_framed_and_wrong_ones_are_not():
+    def green(right):
+        sheet = f.retrieval_sheet([f.Search([f.Hit(0.5, right, photo=Image.new("RGB", (8, 8)))], text="q", rank=3)])
+        return (np.asarray(sheet) == (26, 127, 55)).all(axis=2).sum()
+
+    assert green(True) > 3000 and green(False) == 0
+    with pytest.raises(ValueError, match="at least one"):
+        f.retrieval_sheet([])
+
+
+def test_retrieval_sheet_takes_photo_queries_and_text_hits():
+    search = f.Search([f.Hit(0.1, False, text="a long text of a product " * 5)], photo=photo())
+    assert f.retrieval_sheet([search], caption="recall").width > 400
+
+
+def test_curves_draw_each_panel():
+    panel = f.Panel("recall", {"a": ([1, 2], [0.1, 0.5])}, level=0.1)
+    one, two = f.curves([panel]), f.curves([panel, panel])
+    assert two.width == 2 * one.width and np.asarray(one).std() > 0
+    with pytest.raises(ValueError):
+        f.curves([])

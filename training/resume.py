@@ -1,0 +1,118 @@
+"""Saving all that a trainer holds, and taking it up again."""
+
+import dataclasses
+import logging
+
+import torch
+from accelerate.utils import gather_object
+
+from .checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
+from .trainer import Progress, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def save_trainer(trainer: Trainer):
+    """Write a checkpoint; every process must call it, the main one writes."""
+    accelerator, run = trainer.accelerator, trainer.arguments.run
+    random_states = gather_object([random_state()])
+    if accelerator.is_main_process:
+        save_checkpoint(
+            trainer.folder.path / "checkpoints",
+            tensors_of(trainer) | {"random": flatten(random_states)},
+            state_of(trainer),
+            trainer.optimizer.state_dict(),
+            keep_last=run.keep_last,
+            best=trainer.progress.best_step,
+        )
+    accelerator.wait_for_everyone()
+
+
+def tensors_of(trainer: Trainer) -> dict[str, dict[str, torch.Tensor]]:
+    """Collect what is saved as safetensors, by file stem."""
+    return {
+        "model": trainer.student.state_dict(),
+        "teacher": trainer.teacher.model.state_dict(),
+        "feature_bank": trainer.bank.state_tensors(),
+        "word_scores": trainer.masking.word_scores.state_tensors(),
+        "sampler": trainer.sampler.state_tensors(),
+    }
+
+
+def state_of(trainer: Trainer) -> dict:
+    """Collect what is saved as JSON."""
+    scaler = getattr(trainer.accelerator, "scaler", None)
+    return {
+        "step": trainer.progress.step,
+        "progress": dataclasses.asdict(trainer.progress),
+        "sampler": trainer.sampler.state_dict(),
+        "schedule": {key: value for key, value in trainer.schedule.state_dict().items() if key != "lr_lambdas"},
+        "masking": trainer.masking.state(),
+        "tau": trainer.data.tau,
+        "processes": trainer.accelerator.num_processes,
+        "scaler": scaler.state_dict() if scaler is not None else None,
+    }
+
+
+def resume_newest(trainer: Trainer):
+    """Go on from the newest complete checkpoint; start anew, and say so, where there is none."""
+    path = newest_complete(trainer.folder.path / "checkpoints")
+    if path is None:
+        logger.warning("%s holds no complete checkpoint; training starts from step 0", trainer.folder.path)
+        trainer.folder.rewind(-1)
+        return
+    restore(trainer, load_checkpoint(path))
+    trainer.folder.rewind(trainer.progress.step)
+    logger.info("resumed from %s (step %d, epoch %d)", path, trainer.progress.step, trainer.progress.epoch)
+
+
+def restore(trainer: Trainer, saved: Checkpoint):
+    """Bring every part of the trainer to where the checkpoint was."""
+    tensors, state = saved.tensors, saved.state
+    trainer.student.load_state_dict(tensors["model"])
+    trainer.teacher.model.load_state_dict(tensors["teacher"])
+    trainer.teacher.freeze()
+    trainer.optimizer.load_state_dict(saved.optimizer_state)
+    trainer.schedule.load_state_dict({**trainer.schedule.state_dict(), **state["schedule"]})
+    trainer.bank.load_state_tensors(tensors["feature_bank"])
+    words = type(trainer.masking.word_scores).from_state(tensors["word_scores"])
+    if words.vocabulary != trainer.masking.word_scores.vocabulary:
+        raise SystemExit(
+            "the checkpoint's words are not this corpus's: resume with the corpus that the run began with."
+        )
+    trainer.masking.word_scores = words
+    trainer.masking.load_state(state["masking"])
+    trainer.sampler.load_state_dict(state["sampler"], tensors["sampler"])
+    trainer.progress = Progress(**state["progress"])
+    if state["scaler"] is not None and trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(state["scaler"])
+    restore_random_state(trainer, tensors["random"], state["processes"])
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """Return this process's generators' states (dropout draws from them)."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def flatten(random_states: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Name each process's states: {"cpu_0": ..., "cpu_1": ...}."""
+    return {f"{kind}_{rank}": state for rank, states in enumerate(random_states) for kind, state in states.items()}
+
+
+def restore_random_state(trainer: Trainer, saved: dict[str, torch.Tensor], processes: int):
+    """Set this process's generators; another number of processes cannot have the same dropout, and says so."""
+    accelerator = trainer.accelerator
+    if processes != accelerator.num_processes:
+        logger.warning(
+            "resuming on %d process(es) what was saved on %d: batches and masks go on as they were, but each process's "
+            "slice, its ITM negatives and its dropout differ",
+            accelerator.num_processes,
+            processes,
+        )
+        return
+    torch.set_rng_state(saved[f"cpu_{accelerator.process_index}"])
+    if torch.cuda.is_available() and f"cuda_{accelerator.process_index}" in saved:
+        torch.cuda.set_rng_state(saved[f"cuda_{accelerator.process_index}"])
