@@ -25,7 +25,8 @@ img { max-width: 100%; height: auto; display: block; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0; }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
-td.figure { white-space: nowrap; font-variant-numeric: tabular-nums; } .interval { color: #5c5c5c; font-size: .85em; font-weight: 400; }
+td.figure { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.interval { color: #5c5c5c; font-size: .85em; font-weight: 400; }
 table.findings td:nth-child(2) { font-weight: 700; white-space: nowrap; }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem 1.5rem;
   border-bottom: 1px solid #ddd; padding: 1rem 0; }

@@ -26,7 +26,9 @@ STYLES = {
 def font(size: int = 16, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which travels with matplotlib and so is everywhere."""
     weight = "bold" if bold else "normal"
-    return ImageFont.truetype(font_manager.findfont(font_manager.FontProperties("DejaVu Sans", weight=weight)), size)
+    return ImageFont.truetype(
+        font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans", weight=weight)), size
+    )
 
 
 def paragraph(pieces: Sequence[tuple[str, str]], width: int, face: ImageFont.FreeTypeFont | None = None) -> Image.Image:

@@ -20,7 +20,7 @@ from .garments_shape import WITH_BELT, WITH_HEM, WITH_NECKLINE, WITH_SLEEVES, Lo
 from .garments_text import write_text
 from .processing_syncmask import split_words
 
-VERSION = 4
+VERSION = 5
 """Part of the cache key: raise it with every change that changes a photo, a text or the truth."""
 
 ATTRIBUTES: dict[str, dict[str, int]] = {

@@ -124,11 +124,25 @@ def test_history_survives_a_line_that_was_cut_short(tmp_path):
 
 def test_a_result_survives_saving(tmp_path, results):
     result = results["items"]
-    result.metrics["photo_to_photo/recall@1/itc"] = {"value": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
+    result.metrics["photo_to_photo/recall@1/itc"] = {
+        "value": float("nan"),
+        "low": float("nan"),
+        "high": float("nan"),
+        "n": 0,
+    }
     path = result.save(tmp_path / "results")
     assert path.name == "items.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert set(content) == {"protocol", "version", "corpus", "model", "metrics", "candidates_sha256", "command", "versions"}
+    assert set(content) == {
+        "protocol",
+        "version",
+        "corpus",
+        "model",
+        "metrics",
+        "candidates_sha256",
+        "command",
+        "versions",
+    }
     assert content["metrics"]["image_to_text/recall@10/itc"] == pytest.approx(metric(0.61))
     back = read_results(tmp_path)["items"]
     assert back.corpus == result.corpus and np.isnan(back.metrics["photo_to_photo/recall@1/itc"]["value"])

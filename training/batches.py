@@ -38,6 +38,7 @@ def random_batches(item_ids: np.ndarray, text_ids: np.ndarray, *, seed: Seed, ba
         >>> sorted((order[:2] // 2).tolist())
         [0, 1]
     """
+    item_ids, text_ids = np.asarray(item_ids), np.asarray(text_ids)
     rng = np.random.default_rng(seed)
     order, conflicts = separate_rows(rng.permutation(len(item_ids)), item_ids, text_ids, batch_size, rng)
     if conflicts and len(order) >= batch_size:

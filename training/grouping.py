@@ -79,7 +79,7 @@ def plan_epoch(
         A Grouping; the same for any number of processes.
     """
     rng = np.random.default_rng((seed, epoch, 0))
-    seen = np.asarray(seen, dtype=bool)
+    seen, item_ids, text_ids = np.asarray(seen, dtype=bool), np.asarray(item_ids), np.asarray(text_ids)
     # Rows never seen first, the others in random order: cut off from the end, the tail is of seen rows.
     rows = np.lexsort((rng.random(len(seen)), seen))
     used = len(rows) // batch_size * batch_size
@@ -146,6 +146,7 @@ def group_batches(
         ...               seed=0, batch_size=2, tau=None).order.shape
         (4,)
     """
+    item_ids, text_ids = np.asarray(item_ids), np.asarray(text_ids)
     images, texts = check_features(image_feats, text_feats, len(item_ids))
     if (text_rows is None) != (tau is None):
         raise ValueError("text_rows and tau go together: give both, or neither to leave rule 2 out")

@@ -49,6 +49,7 @@ def state_of(trainer: Trainer) -> dict:
         "schedule": {key: value for key, value in trainer.schedule.state_dict().items() if key != "lr_lambdas"},
         "masking": trainer.masking.state(),
         "tau": trainer.data.tau,
+        "lines": trainer.folder.counts(),
         "processes": trainer.accelerator.num_processes,
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
@@ -59,10 +60,11 @@ def resume_newest(trainer: Trainer):
     path = newest_complete(trainer.folder.path / "checkpoints")
     if path is None:
         logger.warning("%s holds no complete checkpoint; training starts from step 0", trainer.folder.path)
-        trainer.folder.rewind(-1)
+        trainer.folder.rewind({})
         return
-    restore(trainer, load_checkpoint(path))
-    trainer.folder.rewind(trainer.progress.step)
+    saved = load_checkpoint(path)
+    restore(trainer, saved)
+    trainer.folder.rewind(saved.state["lines"])
     logger.info("resumed from %s (step %d, epoch %d)", path, trainer.progress.step, trainer.progress.epoch)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+RECORDS = ("metrics.jsonl", "batches.jsonl")
+
 
 class RunFolder:
     """Appends what happens to `metrics.jsonl` and `batches.jsonl`; only the main process writes.
@@ -57,12 +59,16 @@ class RunFolder:
         complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
         return [json.loads(line) for line in complete.splitlines() if line]
 
-    def rewind(self, step: int, epoch_batches_kept: bool = True):
-        """Forget lines after `step`, so that a resumed run writes none of them twice."""
-        for name in ("metrics.jsonl", "batches.jsonl"):
+    def counts(self) -> dict[str, int]:
+        """Count the lines of each record, for a checkpoint."""
+        return {name: len(self.lines(name)) for name in RECORDS}
+
+    def rewind(self, counts: dict[str, int]):
+        """Keep the lines that a checkpoint counted, so that a resumed run writes none of them twice."""
+        for name in RECORDS:
             path = self.path / name
             if self.is_main and path.exists():
-                kept = [line for line in self.lines(name) if line["step"] <= step]
+                kept = self.lines(name)[: counts.get(name, 0)]
                 partial = path.with_suffix(".partial")
                 partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
                 partial.replace(path)
