@@ -2,7 +2,6 @@
 
 import importlib
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -16,24 +15,21 @@ COMMANDS = {
 class LazyCommands(TyperGroup):
     """Lists commands from the table above and imports a room when one of its commands is called."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: typer.Context) -> list[str]:
         """Name the commands without importing them."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+    def get_command(self, ctx: typer.Context, name: str):
         """Import the room of one command; its app is either the command itself or holds it by name."""
         if name not in COMMANDS:
             return None
-        home, summary = COMMANDS[name]
-        if ctx.resilient_parsing or ctx.meta.get("syncmask.listing"):
-            return click.Command(name, help=summary)
         import syncmask
 
         syncmask.register_auto_classes()
-        command = typer.main.get_command(importlib.import_module(home).app)
-        return command.commands.get(name, command) if isinstance(command, click.Group) else command
+        command = typer.main.get_command(importlib.import_module(COMMANDS[name][0]).app)
+        return getattr(command, "commands", {}).get(name, command)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: typer.Context, formatter) -> None:
         """Write the list of commands for `--help`."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])

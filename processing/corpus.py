@@ -38,7 +38,7 @@ def load_corpus(
     image_size: int | None = None,
     min_words: int = 1,
     where: Mapping[str, object] | None = None,
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    shares: tuple[float, float, float] = (0.75, 0.1, 0.15),
 ) -> datasets.DatasetDict:
     """Read a corpus and bring it to the schema: `image`, `text`, `item_id`, and every further column as it was.
 

@@ -7,6 +7,7 @@ import numpy as np
 from syncmask.evaluation.co_occurrence_protocol import co_occurrence
 from syncmask.evaluation.false_negatives import itm_rates, pair_rates
 from syncmask.evaluation.loading import sha256
+from syncmask.evaluation.measure import INSTANCE_WEIGHTS
 from syncmask.evaluation.metrics import Metric
 from syncmask.evaluation.protocols import items
 from syncmask.evaluation.result import Result
@@ -51,7 +52,8 @@ def evaluate_run(trainer: Trainer, corpus) -> dict[str, Result]:
         "items": items(student, trainer.processor, unseen, corpus_name=name, split=split, rerank_queries=300, seed=seed)
     }
     strategy = trainer.masking.settings.strategy
-    means = {strategy: trainer.masking.word_scores} if strategy != "random" else {}
+    means = {strategy: trainer.masking.word_scores} if strategy in INSTANCE_WEIGHTS else {}
+    weights = INSTANCE_WEIGHTS | {name: trainer.masking.settings.instance_weight for name in means}
     if "visible" in unseen.column_names:
         result = co_occurrence(
             teacher,
@@ -59,6 +61,7 @@ def evaluate_run(trainer: Trainer, corpus) -> dict[str, Result]:
             trainer.data.rows,
             unseen,
             word_means=means,
+            instance_weights=weights,
             layer=trainer.teacher.layer,
             others=max(3, trainer.masking.settings.evidence_others),
             corpus_name=name,
@@ -69,9 +72,9 @@ def evaluate_run(trainer: Trainer, corpus) -> dict[str, Result]:
         )
         result.metrics |= false_negatives(trainer)
         results["co-occurrence"] = result
-    weights = trainer.folder.path / "final" / "model.safetensors"
+    final = trainer.folder.path / "final"
     for result in results.values():
-        result.model = {"path": str(weights.parent), "sha256": sha256(weights)}
+        result.model = {"path": str(final), "sha256": sha256(final / "model.safetensors")}
         result.save(trainer.folder.path / "results")
     report_run(
         trainer.folder.path, teacher, trainer.processor, unseen, strategy, word_means=means.get(strategy), seed=seed

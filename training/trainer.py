@@ -25,8 +25,10 @@ from .sampler import FeatureBank, GroupedBatchSampler
 from .teacher import MomentumTeacher, TeacherOutput
 
 TERMS = ("itc", "itm", "mlm", "mim")
-# ITM sits at ln 2 for the first hundreds of steps; batches grouped by features of that time are noise.
-ITM_LEARNED = math.log(2) - 0.05
+# One match to two negatives: a head that knows nothing but that has this entropy. ITM sits there for the first hundreds
+# of steps; batches grouped by features of that time are noise.
+ITM_CHANCE = math.log(3) - 2 / 3 * math.log(2)
+ITM_LEARNED = ITM_CHANCE - 0.03
 ITM_MEMORY = 0.98
 
 
@@ -44,7 +46,7 @@ class Progress:
     step: int = 0
     micro_step: int = 0
     epoch: int = 0
-    itm_average: float = math.log(2)
+    itm_average: float = ITM_CHANCE
     grouped: bool = False
     best_step: int | None = None
     best_value: float | None = None

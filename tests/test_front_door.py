@@ -1,0 +1,148 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import syncmask
+
+
+def run(*arguments, **kwargs):
+    """Run a fresh python."""
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, **kwargs)
+
+
+# --------------------------------------------------------------------------------------------------------- the names
+
+
+def test_every_public_name_is_there():
+    for name in syncmask.__all__:
+        assert getattr(syncmask, name).__name__ == name
+        assert name in dir(syncmask)
+    assert syncmask.__version__
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(AttributeError, match="SyncMaskModle.*SyncMaskModel"):
+        _ = syncmask.SyncMaskModle
+    with pytest.raises(ImportError):
+        from syncmask import SyncMaskModle  # noqa: F401
+
+
+def test_star_import_gives_the_public_names():
+    space = {}
+    exec("from syncmask import *", space)
+    assert set(syncmask.__all__) <= set(space)
+
+
+def test_registering_twice_does_no_harm():
+    syncmask.register_auto_classes()
+    syncmask.register_auto_classes()
+
+
+def test_importing_loads_neither_training_nor_datasets():
+    """The model's users do not pay for training: no datasets, no accelerate loop, no typer."""
+    code = "import sys, syncmask; print([m for m in ('datasets', 'typer', 'matplotlib') if m in sys.modules], "
+    code += "[m for m in sys.modules if m.startswith(('syncmask.training', 'syncmask.evaluation'))])"
+    result = run("-W", "error::UserWarning:syncmask", "-c", code)
+    assert result.stdout.strip() == "[] []", result.stderr
+    assert "ERROR" not in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- the Auto classes
+
+
+def test_auto_classes_find_the_models(tiny_config):
+    from transformers import AutoModel, AutoModelForPreTraining
+
+    assert type(AutoModel.from_config(tiny_config)) is syncmask.SyncMaskModel
+    assert type(AutoModelForPreTraining.from_config(tiny_config)) is syncmask.SyncMaskForPreTraining
+
+
+def test_auto_classes_find_the_processor(processor, tiny_model, tmp_path):
+    from transformers import AutoImageProcessor, AutoProcessor
+
+    tiny_model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert type(AutoProcessor.from_pretrained(tmp_path)) is syncmask.SyncMaskProcessor
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is syncmask.SyncMaskImageProcessor
+
+
+FRESH = """
+import sys
+import torch
+torch.set_num_threads(1)
+from transformers import AutoModel, AutoModelForPreTraining
+import syncmask
+
+folder = sys.argv[1]
+inputs = torch.load(folder + "/inputs.pt")
+results = {}
+for name, loader in (("base", AutoModel), ("heads", AutoModelForPreTraining)):
+    model = loader.from_pretrained(folder)
+    assert not model.training
+    base = getattr(model, "syncmask", model)
+    with torch.no_grad():
+        results[name] = base(**inputs).to_dict() if hasattr(base, "to_dict") else dict(base(**inputs))
+torch.save(results, folder + "/results.pt")
+"""
+
+
+def test_a_fresh_process_gives_bit_equal_embeddings(tiny_model, pairs, tmp_path):
+    inputs = {name: pairs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+    tiny_model.save_pretrained(tmp_path)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    with torch.no_grad():
+        wanted = tiny_model.syncmask(**inputs)
+    result = run("-c", FRESH, str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    # Loading the base model from a pretraining checkpoint says nothing of missing or unexpected weights.
+    assert not any(word in result.stderr for word in ("MISSING", "UNEXPECTED", "newly initialized", "LOAD REPORT"))
+    for seen in torch.load(tmp_path / "results.pt").values():
+        for name in ("image_feats", "text_feats", "image_embeds", "text_embeds", "fused", "logits_per_image"):
+            assert torch.equal(seen[name], wanted[name]), name
+
+
+def test_the_checkpoint_says_what_it_is(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "syncmask" and config["architectures"] == ["SyncMaskForPreTraining"]
+    assert "auto_map" not in config  # remote code is named when publishing, not by importing
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def test_help_lists_the_commands_without_loading_torch():
+    code = "import sys, runpy; sys.argv = ['syncmask', '--help']; sys.orig_argv[1:] = ['-m', 'syncmask']\n"
+    code += "try:\n    runpy.run_module('syncmask', run_name='__main__')\nfinally:\n    print('torch' in sys.modules)"
+    result = run("-c", code)
+    for word in ("corpus", "evaluate", "report", "accelerate launch -m syncmask.training.pretrain"):
+        assert word in " ".join(result.stdout.split()), result.stderr
+    assert result.stdout.split()[-1] == "False"
+
+
+def test_a_room_is_asked_for_its_own_help():
+    result = run("-m", "syncmask", "corpus", "make", "--help")
+    assert result.returncode == 0 and "--num-items" in result.stdout, result.stderr
+
+
+def test_every_command_of_the_table_exists():
+    from typer.main import get_command
+
+    from syncmask.__main__ import COMMANDS, app
+
+    group = get_command(app)
+    context = group.make_context("syncmask", ["--help"], resilient_parsing=True)
+    assert group.list_commands(context) == list(COMMANDS)
+    context.resilient_parsing = False
+    for name in COMMANDS:
+        command = group.get_command(context, name)
+        assert command is not None and command.get_help(command.make_context(name, [], resilient_parsing=True))
+    assert group.get_command(context, "nonsense") is None
+
+
+def test_an_unknown_command_is_refused():
+    result = run("-m", "syncmask", "nonsense")
+    assert result.returncode == 2 and "nonsense" in result.stderr
