@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from syncmask.training.batches import batch_statistics, random_batches, separate_rows
+from syncmask.training.batches import batch_statistics, deal_rows, random_batches, separate_rows
 from syncmask.training.grouping import (
     greedy_walk,
     group_batches,
@@ -134,7 +134,7 @@ def test_order_is_a_permutation_at_any_size(rows, items):
 
 
 def test_same_order_again_and_another_with_another_seed():
-    image_feats, text_feats, items = features(300, items=100)
+    image_feats, text_feats, items = features(300)
     first, again, other = (group(image_feats, text_feats, items, part_size=64, seed=s).order for s in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -154,6 +154,14 @@ def test_rules_hold_within_every_batch():
     free = sum(int((np.triu(overlap[np.ix_(batch, batch)], 1) >= 0.6).sum()) for batch in without)
     # What is left comes from fallbacks and from the swaps that keep rule 1.
     assert close <= 8 * (grouping.fallbacks + grouping.forced) and close < 0.3 * free
+
+
+def test_what_the_walk_must_force_is_swapped_away():
+    """Six photos an item: the last batch of a part is left with photos of few items."""
+    image_feats, text_feats, items = features(240, items=40)
+    grouping = group(image_feats, text_feats, items, batch_size=16)
+    assert grouping.forced > 0 and grouping.conflicts == 0
+    assert slow_conflicts(grouping.order, items, items, 16) == 0
 
 
 def test_margin_keeps_batches_apart():
@@ -278,8 +286,27 @@ def test_tight_corpora_are_separated_where_that_is_possible(photos, items_count,
 
 def test_the_tail_takes_the_surplus_of_an_item_with_too_many_photos():
     items = np.array([0] * 7 + list(range(1, 29)))
-    order = random_batches(items, items, seed=0, batch_size=8)
-    assert slow_conflicts(order, items, items, 8) == 0
+    for seed in range(20):
+        order = random_batches(items, items, seed=seed, batch_size=8)
+        assert slow_conflicts(order, items, items, 8) == 0
+        dealt = deal_rows(items, items, 8, np.random.default_rng(seed))
+        assert slow_conflicts(dealt, items, items, 8) == 0 and sorted(dealt) == list(range(35))
+
+
+def test_an_item_with_no_more_photos_than_batches_never_meets_itself():
+    rng = np.random.default_rng(0)
+    for seed in range(150):
+        batch_size, batches = int(rng.choice([2, 3, 8])), int(rng.integers(2, 9))
+        items = np.repeat(np.arange(batch_size * batches), rng.integers(1, batches + 1))[: batch_size * batches]
+        order = random_batches(items, items, seed=seed, batch_size=batch_size)
+        assert slow_conflicts(order, items, items, batch_size) == 0
+
+
+def test_a_swap_makes_no_conflict_of_texts():
+    items = np.arange(600)
+    texts = items // 2
+    order, conflicts = separate_rows(np.arange(600), items, texts, 16, np.random.default_rng(0))
+    assert conflicts == slow_conflicts(order, items, texts, 16) == 0
 
 
 def test_texts_shared_by_items_are_separated_too():

@@ -16,7 +16,7 @@ class Model(nn.Module):
         self.word_embeddings = nn.Embedding(5, 4)
         self.position_embeddings = nn.Embedding(5, 4)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
-        self.log_temperature = nn.Parameter(torch.zeros(1))
+        self.log_temperature = nn.Parameter(torch.zeros(1, 1))
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
 
 

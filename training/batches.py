@@ -138,7 +138,8 @@ def find_partner(position: int, items: np.ndarray, texts: np.ndarray, batch_size
     closed = np.unique(np.append(kin[kin < used], position) // batch_size)
     for count in CANDIDATES:
         candidates = rng.permutation(rows) if rows <= count else rng.integers(0, rows, count)
-        fits = (candidates >= used) | ~np.isin(candidates // batch_size, closed)
+        # In the tail (which lies in no closed batch) any row is welcome.
+        fits = ~np.isin(candidates // batch_size, closed)
         fits &= ~np.isin(items[candidates], items[others]) & ~np.isin(texts[candidates], texts[others])
         if fits.any():
             return int(candidates[fits.argmax()])
