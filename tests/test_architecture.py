@@ -76,7 +76,7 @@ def test_what_travels_to_the_hub_is_closed_in_itself(path):
 
 def test_the_check_sees_what_it_should(tmp_path):
     file = tmp_path / "file.py"
-    file.write_text("def f():\n    import syncmask.training.trainer\n    from .masks import choose\nimport processing\n")
+    file.write_text("def f():\n    import syncmask.training.trainer\n    from .masks import x\nimport processing\n")
     assert sorted(imports(file)) == [(0, "processing"), (0, "syncmask.training.trainer"), (1, "masks")]
     assert [home(name) for name in ("syncmask.training.x", "syncmask", "syncmask.masks", "torch")] == [
         "training",

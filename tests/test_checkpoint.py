@@ -132,6 +132,17 @@ def test_no_checkpoint_at_all(tmp_path):
         assert newest_complete(tmp_path) is None
 
 
+def test_all_is_on_the_disk_before_the_name_is_given(tmp_path, monkeypatch):
+    flush, put_in_place, events = checkpoint_module.flush, checkpoint_module.put_in_place, []
+    monkeypatch.setattr(checkpoint_module, "flush", lambda path: (events.append(path.name), flush(path)))
+    monkeypatch.setattr(
+        checkpoint_module, "put_in_place", lambda *paths: (events.append("named"), put_in_place(*paths))
+    )
+    save(tmp_path, 1)
+    files = ["feature_bank.safetensors", "model.safetensors", "state.json"]
+    assert events == [*files, "COMPLETE", "step_00000001.unfinished", "named", tmp_path.name]
+
+
 @pytest.mark.parametrize("function", ["save_file", "flush", "sha256", "put_in_place"])
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, function):
     before = save(tmp_path, 1, keep_last=1)

@@ -156,7 +156,8 @@ def test_presets_are_what_they_say_and_can_be_built(preset, widths, layers, side
 
 
 def test_overrides_reach_the_part_they_name():
-    overrides = {"vision_config": {"num_hidden_layers": 3}, "projection_dim": 32, "text_config": {"num_hidden_layers": 4}}
+    towers = {"vision_config": {"num_hidden_layers": 3}, "text_config": {"num_hidden_layers": 4}}
+    overrides = {"projection_dim": 32, **towers}
     config = SyncMaskConfig.tiny(vocab_size=500, image_size=32, patch_size=16, max_position_embeddings=40, **overrides)
     assert (config.text_config.vocab_size, config.text_config.max_position_embeddings) == (500, 40)
     assert (config.vision_config.image_size, config.vision_config.patch_size) == (32, 16)

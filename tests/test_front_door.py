@@ -41,15 +41,6 @@ def test_registering_twice_does_no_harm():
     syncmask.register_auto_classes()
 
 
-def test_importing_loads_neither_training_nor_datasets():
-    """The model's users do not pay for training: no datasets, no accelerate loop, no typer."""
-    code = "import sys, syncmask; print([m for m in ('datasets', 'typer', 'matplotlib') if m in sys.modules], "
-    code += "[m for m in sys.modules if m.startswith(('syncmask.training', 'syncmask.evaluation'))])"
-    result = run("-W", "error::UserWarning:syncmask", "-c", code)
-    assert result.stdout.strip() == "[] []", result.stderr
-    assert "ERROR" not in result.stderr
-
-
 # ---------------------------------------------------------------------------------------------------- the Auto classes
 
 
@@ -73,8 +64,10 @@ FRESH = """
 import sys
 import torch
 torch.set_num_threads(1)
-from transformers import AutoModel, AutoModelForPreTraining
 import syncmask
+print([name for name in sys.modules if name.split(".")[0] in ("datasets", "typer", "matplotlib")])
+print([name for name in sys.modules if name.startswith(("syncmask.training", "syncmask.evaluation"))])
+from transformers import AutoModel, AutoModelForPreTraining
 
 folder = sys.argv[1]
 inputs = torch.load(folder + "/inputs.pt")
@@ -97,6 +90,8 @@ def test_a_fresh_process_gives_bit_equal_embeddings(tiny_model, pairs, tmp_path)
         wanted = tiny_model.syncmask(**inputs)
     result = run("-c", FRESH, str(tmp_path))
     assert result.returncode == 0, result.stderr
+    # The model's users do not pay for training.
+    assert result.stdout.split() == ["[]", "[]"]
     # Loading the base model from a pretraining checkpoint says nothing of missing or unexpected weights.
     assert not any(word in result.stderr for word in ("MISSING", "UNEXPECTED", "newly initialized", "LOAD REPORT"))
     for seen in torch.load(tmp_path / "results.pt").values():
@@ -123,24 +118,24 @@ def test_help_lists_the_commands_without_loading_torch():
     assert result.stdout.split()[-1] == "False"
 
 
-def test_a_room_is_asked_for_its_own_help():
-    result = run("-m", "syncmask", "corpus", "make", "--help")
-    assert result.returncode == 0 and "--num-items" in result.stdout, result.stderr
+@pytest.mark.parametrize(
+    "command, option", [(["corpus", "make"], "--num-items"), (["evaluate"], "--protocol"), (["report"], "run folder")]
+)
+def test_commands_are_mounted_from_their_rooms(command, option, monkeypatch):
+    from typer.testing import CliRunner
+
+    from syncmask.__main__ import app
+
+    for name, value in {"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0 and option in result.output, result.output
 
 
-def test_every_command_of_the_table_exists():
-    from typer.main import get_command
+def test_the_table_of_commands_is_tested_in_full():
+    from syncmask.__main__ import COMMANDS
 
-    from syncmask.__main__ import COMMANDS, app
-
-    group = get_command(app)
-    context = group.make_context("syncmask", ["--help"], resilient_parsing=True)
-    assert group.list_commands(context) == list(COMMANDS)
-    context.resilient_parsing = False
-    for name in COMMANDS:
-        command = group.get_command(context, name)
-        assert command is not None and command.get_help(command.make_context(name, [], resilient_parsing=True))
-    assert group.get_command(context, "nonsense") is None
+    assert set(COMMANDS) == {"corpus", "evaluate", "report"}, "add the new command to the test above"
 
 
 def test_an_unknown_command_is_refused():

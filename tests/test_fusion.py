@@ -161,9 +161,7 @@ def test_cross_scores_do_not_run_the_layers_above(encoder, mask):
 def test_hidden_states_and_attentions_on_request(encoder, mask):
     encoder.set_attn_implementation("eager")
     texts, images = normal(3, 7, 32), normal(3, 6, 32, seed=1)
-    output = encoder(
-        texts, mask, encoder_hidden_states=images, output_hidden_states=True, output_attentions=True
-    )
+    output = encoder(texts, mask, encoder_hidden_states=images, output_hidden_states=True, output_attentions=True)
     assert [tuple(state.shape) for state in output.hidden_states] == [(3, 7, 32)] * 3
     assert torch.equal(output.hidden_states[0], texts)
     assert torch.equal(output.hidden_states[-1], output.last_hidden_state)

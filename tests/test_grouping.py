@@ -3,7 +3,14 @@ import pytest
 import torch
 from scipy import sparse
 
-from syncmask.training.batches import batch_statistics, deal_rows, random_batches, separate_rows
+from syncmask.training.batches import (
+    batch_statistics,
+    deal_rows,
+    find_partner,
+    is_conflict,
+    random_batches,
+    separate_rows,
+)
 from syncmask.training.grouping import (
     greedy_walk,
     group_batches,
@@ -302,11 +309,37 @@ def test_an_item_with_no_more_photos_than_batches_never_meets_itself():
         assert slow_conflicts(order, items, items, batch_size) == 0
 
 
-def test_a_swap_makes_no_conflict_of_texts():
-    items = np.arange(600)
-    texts = items // 2
-    order, conflicts = separate_rows(np.arange(600), items, texts, 16, np.random.default_rng(0))
-    assert conflicts == slow_conflicts(order, items, texts, 16) == 0
+def test_dealing_solves_what_swaps_do_not():
+    """The tail must be photos of item 0, and every batch must hold each item once: swaps alone get stuck."""
+    items = np.array([0] * 8 + [item for item in range(1, 8) for _ in range(6)])
+    stuck = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        stuck += separate_rows(rng.permutation(50), items, items, 8, rng)[1] > 0
+        order = random_batches(items, items, seed=seed, batch_size=8)
+        assert slow_conflicts(order, items, items, 8) == 0
+    assert stuck > 0, "the case is meant to need dealing"
+
+
+def test_a_partner_is_found_exactly_where_one_swap_helps():
+    rng = np.random.default_rng(0)
+    found = missing = 0
+    for _ in range(60):
+        items, texts = rng.integers(0, 14, 35), rng.integers(0, 20, 35)
+        for position in np.flatnonzero([is_conflict(place, items, texts, 8) for place in range(32)]):
+            partner = find_partner(position, items, texts, 8, rng)
+            helpful = []
+            for other in range(35):
+                if other // 8 == position // 8:
+                    continue
+                after = np.arange(35)
+                after[[position, other]] = other, position
+                ends = [place for place in (position, other) if place < 32]
+                if not any(is_conflict(place, items[after], texts[after], 8) for place in ends):
+                    helpful.append(other)
+            assert partner in helpful or (partner == -1 and not helpful)
+            found, missing = found + bool(helpful), missing + (not helpful)
+    assert found and missing
 
 
 def test_texts_shared_by_items_are_separated_too():

@@ -204,9 +204,7 @@ def test_relative_patch_scores_equal_the_loops(texts):
     word_ids, _ = texts
     attention, valid = word_attention(normal(3, 2, 9, 6) * 2, word_ids), valid_words(word_ids)
     chosen = (uniform(3, 4) < 0.5) & valid
-    torch.testing.assert_close(
-        relative_patch_scores(attention, chosen, valid), slow_relative(attention, chosen, valid)
-    )
+    torch.testing.assert_close(relative_patch_scores(attention, chosen, valid), slow_relative(attention, chosen, valid))
 
 
 def test_what_all_words_look_at_says_nothing():
@@ -304,9 +302,7 @@ def test_rounding_noise_at_its_end_keeps_the_budget():
     noise = uniform(2, 41, 2)
     noise[:, 0, 0] = 1 - 2**-24
     for share in (0.25, 1.0):
-        choice = choose(
-            normal(2, 40), torch.ones(2, 40, dtype=torch.bool), ChoiceRule(0.4, random_share=share), noise
-        )
+        choice = choose(normal(2, 40), torch.ones(2, 40, dtype=torch.bool), ChoiceRule(0.4, random_share=share), noise)
         assert choice.mask.sum(dim=1).tolist() == [16, 16]
 
 

@@ -195,9 +195,7 @@ def test_terms_without_inputs_are_skipped_and_the_others_unchanged(tiny_model, s
 
 def test_without_a_teacher_targets_are_hard(tiny_model, step):
     alone = {name: value for name, value in step.items() if "teacher" not in name}
-    torch.testing.assert_close(
-        tiny_model(**alone).itc_loss, slow_itc(tiny_model, {**step, "soft_target_weight": 0.0})
-    )
+    torch.testing.assert_close(tiny_model(**alone).itc_loss, slow_itc(tiny_model, {**step, "soft_target_weight": 0.0}))
 
 
 def test_without_ids_every_row_is_its_own(tiny_model, step):
@@ -301,7 +299,10 @@ def test_temperature_starts_where_the_configuration_says_and_stays_in_range(tiny
 def _half(step, rank):
     """Return one process's slice: its rows, and negatives numbered within them."""
     rows = slice(2 * rank, 2 * rank + 2)
-    return {name: value[rows] if isinstance(value, torch.Tensor) and len(value) == 4 else value for name, value in step.items()}
+    return {
+        name: value[rows] if isinstance(value, torch.Tensor) and len(value) == 4 else value
+        for name, value in step.items()
+    }
 
 
 def _one_process_of_two(rank, port, model, step, with_ids, results):
@@ -350,5 +351,3 @@ def test_two_processes_equal_one(tiny_model, step, with_ids, tmp_path):
         torch.testing.assert_close(
             two["gradients"][name], parameter.grad, atol=2e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
         )
-
-

@@ -26,10 +26,8 @@ def test_scores_are_those_that_the_layer_attends_with(tiny_model, seen, layer):
     images, texts, mask = seen
     scores = attention_scores(base, images, texts, mask, layer)
     assert scores.shape == (4, 4, 12, 16) and scores.dtype == torch.float32 and not scores.requires_grad
-    weights = base.fusion_encoder(
-        texts, mask, encoder_hidden_states=images, output_attentions=True
-    ).cross_attentions[layer]
-    patches = weights[..., 1:]  # the layer also attends to [CLS], which masks do not look at
+    fused = base.fusion_encoder(texts, mask, encoder_hidden_states=images, output_attentions=True)
+    patches = fused.cross_attentions[layer][..., 1:]  # the layer also attends to [CLS], which masks do not look at
     torch.testing.assert_close(scores.softmax(-1), patches / patches.sum(-1, keepdim=True), atol=1e-6, rtol=1e-4)
     # Not only up to a constant of the row: differences of scores are log-ratios of weights.
     torch.testing.assert_close(scores.diff(dim=-1), patches.log().diff(dim=-1), atol=1e-4, rtol=1e-3)

@@ -130,7 +130,9 @@ def test_patchify_agrees_with_the_towers_order(photos):
     """Patch n of `patchify` is what the tower's n-th patch token is made of."""
     embed = tower_of("vit").embeddings.patch_embeddings
     weight, bias = embed.projection.weight, embed.projection.bias
-    torch.testing.assert_close(embed(photos), patchify(photos, (4, 4)) @ weight.flatten(1).T + bias, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        embed(photos), patchify(photos, (4, 4)) @ weight.flatten(1).T + bias, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_photos_and_patches_need_not_be_square():

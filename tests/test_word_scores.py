@@ -98,9 +98,7 @@ def test_processes_add_their_sums(monkeypatch):
     alone.update(rows, scores, measured)
     # The other process holds the second row: its step is (sums, counts) = ((0, 3), (0, 1)).
     monkeypatch.setattr(word_scores_module, "num_processes", lambda: 2)
-    monkeypatch.setattr(
-        torch.distributed, "all_reduce", lambda step: step.add_(torch.tensor([[0.0, 3.0], [0.0, 1.0]]))
-    )
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda step: step.add_(torch.tensor([[0.0, 3.0], [0.0, 1.0]])))
     together.update(rows[:1], scores[:1], measured[:1])
     assert torch.equal(together.sums, alone.sums) and torch.equal(together.counts, alone.counts)
 

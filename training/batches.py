@@ -89,6 +89,16 @@ def separate_rows(
         The new order, and how many rows still share an item or text with an earlier row of their batch.
     """
     order, items, texts = order.copy(), item_ids[order], text_ids[order]
+    # A second round, since a swap may open the way for one that was impossible before.
+    for _ in range(2):
+        swap_conflicts(order, items, texts, batch_size, rng)
+    return order, int(repeats(items, texts, batch_size).sum())
+
+
+def swap_conflicts(
+    order: np.ndarray, items: np.ndarray, texts: np.ndarray, batch_size: int, rng: np.random.Generator
+) -> None:
+    """Try one swap for each row in conflict, in place; all three arrays are by position."""
     failures = 0
     for position in np.flatnonzero(repeats(items, texts, batch_size)):
         if not is_conflict(position, items, texts, batch_size):
@@ -98,8 +108,7 @@ def separate_rows(
             for array in (order, items, texts):
                 array[[position, partner]] = array[[partner, position]]
         elif (failures := failures + 1) >= FAILURES:
-            break
-    return order, int(repeats(items, texts, batch_size).sum())
+            return
 
 
 def rows_in_batches(rows: int, batch_size: int) -> int:

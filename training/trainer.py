@@ -28,7 +28,7 @@ TERMS = ("itc", "itm", "mlm", "mim")
 # One match to two negatives: a head that knows nothing but that has this entropy. ITM sits there for the first hundreds
 # of steps; batches grouped by features of that time are noise.
 ITM_CHANCE = math.log(3) - 2 / 3 * math.log(2)
-ITM_LEARNED = ITM_CHANCE - 0.03
+ITM_LEARNED = ITM_CHANCE - 0.06
 ITM_MEMORY = 0.98
 
 
@@ -131,7 +131,8 @@ class Trainer:
 
     def _start_epoch(self, may_group: bool):
         progress = self.progress
-        progress.grouped = may_group and progress.epoch > 0 and progress.itm_average < ITM_LEARNED
+        learned = progress.epoch > 0 and progress.itm_average < ITM_LEARNED
+        progress.grouped = may_group and (progress.grouped or learned)
         order, figures = self.plan_epoch(progress.epoch, progress.grouped)
         self.sampler.set_order(progress.epoch, order)
         self._log("batches", {"grouped": progress.grouped, **figures})
