@@ -1,4 +1,4 @@
-"""Metadata and the folder map: `modeling_syncmask/` is installed as `syncmask`, every other room as `syncmask.<room>`."""
+"""Metadata and the folder map: `modeling_syncmask/` is `syncmask` itself, every other room `syncmask.<room>`."""
 
 from pathlib import Path
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from syncmask import SyncMaskForPreTraining, SyncMaskProcessor
+from syncmask import SyncMaskForPreTraining, SyncMaskProcessor, register_auto_classes
 from syncmask.word_scores import WordScores
 
 TEACHER = "teacher.safetensors"
@@ -45,6 +45,7 @@ def load_checkpoint(path: str | Path) -> Loaded:
     Raises:
         FileNotFoundError: a run without a final model and without a complete checkpoint.
     """
+    register_auto_classes()  # the `syncmask` command leaves it to those who need it
     path = Path(path)
     run = find_run(path)
     checkpoint = _checkpoint(path, run)

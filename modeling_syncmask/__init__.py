@@ -52,10 +52,16 @@ def register_auto_classes() -> None:
     AutoProcessor.register(SyncMaskConfig, SyncMaskProcessor, exist_ok=True)
 
 
-def _is_command() -> bool:
-    """Tell whether this process is the `syncmask` command, which registers once it knows that it needs models."""
-    return Path(sys.argv[0]).stem == "syncmask" or sys.orig_argv[1:3] == ["-m", "syncmask"]
+def _is_own_program() -> bool:
+    """Tell whether this process is the `syncmask` command or `python -m syncmask...`.
+
+    These register once they know that they need models: help stays quick, and training can set how threads wait before
+    torch is loaded.
+    """
+    arguments = sys.orig_argv
+    module = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
+    return Path(sys.argv[0]).stem == "syncmask" or module.split(".")[0] == "syncmask"
 
 
-if not _is_command() and importlib.util.find_spec("torch") is not None:
+if not _is_own_program() and importlib.util.find_spec("torch") is not None:
     register_auto_classes()

@@ -23,9 +23,6 @@ class LazyCommands(TyperGroup):
         """Import the room of one command; its app is either the command itself or holds it by name."""
         if name not in COMMANDS:
             return None
-        import syncmask
-
-        syncmask.register_auto_classes()
         command = typer.main.get_command(importlib.import_module(COMMANDS[name][0]).app)
         return getattr(command, "commands", {}).get(name, command)
 

@@ -131,6 +131,14 @@ class SyncMaskConfig(PreTrainedConfig):
         if not 0.001 < self.initial_temperature < 0.5:
             raise ValueError(f"initial_temperature={self.initial_temperature} is not between .001 and .5 (usual: .07).")
 
+    def validate_mask_token(self):
+        """Refuse a mask token that the text tower has no embedding for (run by `@strict`)."""
+        if not 0 <= self.mask_token_id < self.text_config.vocab_size:
+            raise ValueError(
+                f"mask_token_id={self.mask_token_id} is not in text_config.vocab_size={self.text_config.vocab_size}; "
+                "set it to the tokenizer's mask_token_id."
+            )
+
     @property
     def mask_layer(self) -> int:
         """Index of the fusion layer that masks are read from by default: the third of six, the first of two.
@@ -212,6 +220,11 @@ def _preset(cls, vision: dict, text: dict, fusion_layers: int, decoder: dict, ov
     }
     for key in [key for key in overrides if key in fields]:
         fields[key] = {**fields[key], **overrides.pop(key)}
+    unknown = sorted(set(overrides) - set(cls.__dataclass_fields__))
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)} is no setting of a preset; there are {', '.join(cls.__dataclass_fields__)}."
+        )
     return cls(**fields, **overrides)
 
 

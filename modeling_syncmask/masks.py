@@ -141,6 +141,7 @@ def standardise(scores: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     count = valid.sum(dim=1, keepdim=True).clamp(min=1)
     mean = scores.masked_fill(~valid, 0).sum(dim=1, keepdim=True) / count
     centred = (scores - mean).masked_fill(~valid, 0)
+    centred = (centred - centred.sum(dim=1, keepdim=True) / count).masked_fill(~valid, 0)
     spread = (centred.square().sum(dim=1, keepdim=True) / count).sqrt()
     return centred / (spread + EPSILON * mean.abs() + torch.finfo(scores.dtype).tiny)
 
@@ -189,14 +190,17 @@ def choose(scores: torch.Tensor, valid: torch.Tensor, rule: ChoiceRule, noise: t
     Example: scores [2, 1, 0, -1] at rate .5, T = 0 and random_share 0 choose the first two.
     """
     if noise is None:
-        if rule.temperature != 0 or rule.random_share != 0:
+        if rule.temperature != 0 or rule.random_share != 0 or rule.strength == 0:
             raise ValueError(f"{rule} draws at random: give `noise`, or set temperature and random_share to 0.")
         noise = scores.new_full((scores.shape[0], 1 + scores.shape[1], 2), 0.5)
     rounding, noise = noise[:, 0, 0], noise[:, 1 : 1 + scores.shape[1]]
     budget = _budget(valid, rule.rate)
-    random_part = (rule.random_share * budget + rounding).floor().long()
-    keys = scores
-    if rule.temperature != 0:
+    random_part = (rule.random_share * budget + rounding).floor().long().minimum(budget)
+    if rule.strength == 0:
+        keys = noise[..., 0]
+    elif rule.temperature == 0:
+        keys = scores
+    else:
         keys = rule.strength * scores / rule.temperature + gumbel_noise(noise[..., 0])
     by_score = _top(keys, valid, budget - random_part)
     at_random = _top(noise[..., 1], valid & ~by_score, random_part)

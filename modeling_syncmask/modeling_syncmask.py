@@ -121,8 +121,7 @@ class SyncMaskModel(SyncMaskPreTrainedModel):
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Return the unit-length image features as `pooler_output` (B, P) and tokens as `last_hidden_state`."""
         outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
-        outputs.pooler_output = self.project_image(outputs.last_hidden_state)
-        return outputs
+        return _pooled(outputs, self.project_image(outputs.last_hidden_state))
 
     @can_return_tuple
     def get_text_features(
@@ -130,8 +129,7 @@ class SyncMaskModel(SyncMaskPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Return the unit-length text features as `pooler_output` (B, P) and tokens as `last_hidden_state`."""
         outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        outputs.pooler_output = self.project_text(outputs.last_hidden_state)
-        return outputs
+        return _pooled(outputs, self.project_text(outputs.last_hidden_state))
 
     @can_return_tuple
     def forward(
@@ -163,7 +161,7 @@ class SyncMaskModel(SyncMaskPreTrainedModel):
             output.logits_per_text = output.text_feats @ output.image_feats.T / self.temperature
             output.logits_per_image = output.logits_per_text.T
             self._fuse_pairs(output, attention_mask, **kwargs)
-        return output
+        return SyncMaskOutput(**output)
 
     def _fuse_pairs(self, output: SyncMaskOutput, attention_mask: torch.Tensor | None, **kwargs):
         if output.image_embeds.shape[0] != output.text_embeds.shape[0]:
@@ -315,6 +313,12 @@ class SyncMaskForPreTraining(SyncMaskPreTrainedModel):
             teacher_image_feats, teacher_text_feats: (B, P) of the momentum teacher. teacher_temperature: (1,).
             soft_target_weight: share of the teacher in the ITC targets, in [0, 1].
         """
+        _check_together(negative_image_index=negative_image_index, negative_text_index=negative_text_index)
+        _check_together(
+            teacher_image_feats=teacher_image_feats,
+            teacher_text_feats=teacher_text_feats,
+            teacher_temperature=teacher_temperature,
+        )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         image_embeds = self.syncmask.encode_image(pixel_values)
@@ -347,7 +351,7 @@ class SyncMaskForPreTraining(SyncMaskPreTrainedModel):
             output.mim_loss = mim_loss(output.mim_predictions, self.hidden_patches(pixel_values, patch_mask))
         terms = (output.itc_loss, output.itm_loss, output.mlm_loss, output.mim_loss)
         output.loss = sum(term for term in terms if term is not None)
-        return output
+        return SyncMaskForPreTrainingOutput(**output)
 
     def _itc(self, image_feats, text_feats, item_ids, text_ids, teacher, soft_target_weight) -> torch.Tensor:
         """Contrast this slice with the global batch; see `losses.itc_loss`."""
@@ -425,6 +429,15 @@ class SyncMaskForPreTraining(SyncMaskPreTrainedModel):
         return self.itm_head(fused[:, 0])
 
 
+def _pooled(outputs, feats):
+    return BaseModelOutputWithPooling(
+        last_hidden_state=outputs.last_hidden_state,
+        pooler_output=feats,
+        hidden_states=outputs.hidden_states,
+        attentions=outputs.attentions,
+    )
+
+
 def split_patches(patch_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Split (B, N) into the indices of kept (B, N - k) and of hidden patches (B, k), each ascending.
 
@@ -454,6 +467,12 @@ def hidden_positions(text_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     width = max(1, int(counts.max()))
     positions = (~text_mask).long().argsort(dim=1, stable=True)[:, :width]
     return positions, torch.arange(width, device=text_mask.device) < counts[:, None]
+
+
+def _check_together(**inputs):
+    missing = [name for name, value in inputs.items() if value is None]
+    if missing and len(missing) < len(inputs):
+        raise ValueError(f"{', '.join(missing)} not given: {', '.join(inputs)} go together, give all of them or none.")
 
 
 def _own_rows(slice_: torch.Tensor, gathered: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,7 @@ class WordScores:
     def means(self, rows: torch.Tensor) -> torch.Tensor:
         """Look up m[v] for rows (B, W) -> (B, W) fp32."""
         overall = self.sums.sum() / self.counts.sum().clamp(min=1e-12)
-        means = torch.where(self.counts > 0, self.sums / self.counts.clamp(min=1e-12), overall)
+        means = torch.where(self.counts > 0, self.sums / self.counts.clamp(min=1e-300), overall)
         means = torch.cat([means, overall[None]]).float().to(rows.device)  # row -1 = the mean of all
         return means[rows]
 

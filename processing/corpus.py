@@ -16,14 +16,19 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from syncmask.processing.processing_syncmask import split_words
-from syncmask.processing.readers_folder import SPLITS, canonical_split, holds_metadata, read_folder
-from syncmask.processing.readers_tabular import read_hub, read_parquet, read_saved
+from .processing_syncmask import split_words
+from .readers_fashiongen import fashiongen_files, open_fashiongen
+from .readers_fashioniq import holds_fashioniq, read_fashioniq
+from .readers_folder import SPLITS, canonical_split, holds_metadata, read_folder
+from .readers_tabular import parquet_files, read_hub, read_parquet, read_saved, refuse_foreign
+from .streams import RowStream, stream_of_table, table_of_stream, where_rows, with_columns
 
 logger = logging.getLogger(__name__)
 
 GENERATED = "garments"
 ROLES = ("image", "text", "item_id")
+CATEGORY_LEVELS = {"category1": "category", "category2": "subcategory"}
+"""How the Marqo sets call them."""
 
 
 def load_corpus(
@@ -50,7 +55,9 @@ def load_corpus(
     Args:
         source: "garments" (generated, with ground truth); a folder of photos with metadata.{jsonl,csv,parquet}, in
             train/ validation/ test/ or flat; a parquet or Arrow file; a folder of parquet files; a folder of
-            `save_to_disk`; or a dataset's name on the Hub.
+            `save_to_disk`; FashionGen's HDF5 files or their folder; FashionIQ's folder (rows are its triplets,
+            see `read_fashioniq`); tar shards or their folder; or a dataset's name on the Hub. HDF5 and tar are
+            written to the cache of `datasets` once: convert large ones with `syncmask corpus convert` instead.
         split: read this split of the source alone (and split it by item).
         image_column, text_column, item_id_column: what the source calls them. An item id of the text column itself
             makes photos with equal texts one item.
@@ -62,7 +69,9 @@ def load_corpus(
 
     Raises:
         FileNotFoundError: no such file, folder or dataset.
-        ValueError: no reader for the source, a missing column, no row left.
+        ValueError: no reader for the source, a missing column, no row left, a damaged file, a file name that leads
+            out of the corpus's folder.
+        ImportError: HDF5 without h5py.
 
     Example:
         >>> load_corpus("garments", num_items=20)["train"].column_names[:3]  # doctest: +SKIP
@@ -72,6 +81,7 @@ def load_corpus(
     if split is not None:
         tables = {"all": _one_split(tables, split, source)}
     named = dict(zip(ROLES, (image_column, text_column, item_id_column), strict=True))
+    tables = {name: table_of_stream(t) if isinstance(t, RowStream) else t for name, t in tables.items()}
     tables = {name: _to_schema(rows, named, source) for name, rows in tables.items()}
     tables = {name: _keep(rows, name, where or {}, min_words) for name, rows in tables.items()}
     if not sum(map(len, tables.values())):
@@ -81,9 +91,46 @@ def load_corpus(
     return corpus
 
 
+def open_streams(
+    source: str | os.PathLike,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    item_id_column: str | None = None,
+    seed: int = 0,
+    num_items: int | None = None,
+    image_size: int | None = None,
+    where: Mapping[str, object] | None = None,
+    piece_rows: int = 1000,
+) -> dict[str, RowStream]:
+    """The same rows as streams in the schema, by the source's own splits; nothing is copied, dropped or split.
+
+    What `load_corpus` would drop (rows without text or item) is still there, for the check to count. Arguments and
+    errors are those of `load_corpus`; `piece_rows` says how tables are cut into pieces.
+    """
+    tables = _read(source, seed, num_items, image_size)
+    if split is not None:
+        tables = {"all": _one_split(tables, split, source)}
+    named = dict(zip(ROLES, (image_column, text_column, item_id_column), strict=True))
+    streams = {}
+    for name, rows in tables.items():
+        if isinstance(rows, RowStream):
+            stream = _stream_to_schema(rows, named, source)
+            streams[name] = where_rows(stream, _known(where or {}, stream.features)) if where else stream
+        else:
+            rows = _to_schema(rows, named, source)
+            rows = rows.select(np.flatnonzero(_where_mask(rows, name, where))) if where else rows
+            streams[name] = stream_of_table(rows, piece_rows=piece_rows)
+    return streams
+
+
 # -------------------------------------------------------------------------------------------- reading
-def _read(source, seed: int, num_items: int | None, image_size: int | None) -> dict[str, datasets.Dataset]:
-    """Tables by split, with the source's own columns."""
+Tables = dict[str, datasets.Dataset | RowStream]
+
+
+def _read(source, seed: int, num_items: int | None, image_size: int | None) -> Tables:
+    """Tables (or streams, where the source is none) by split, with the source's own columns."""
     if source == GENERATED:
         from syncmask.processing.garments import make_garments
 
@@ -99,15 +146,28 @@ def _read(source, seed: int, num_items: int | None, image_size: int | None) -> d
         return read_parquet(path)
     if path.is_dir() and holds_metadata(path):
         return read_folder(path)
-    if path.is_dir() and any(path.rglob("*.parquet")):
+    if holds_fashioniq(path):
+        return read_fashioniq(path).triplets
+    if path.is_dir() and parquet_files(path):
         return read_parquet(path)
+    if streams := _open(path):
+        return streams
     raise ValueError(
         f"cannot tell what {str(source)!r} is: wanted {GENERATED!r}, a folder with metadata.jsonl, .csv or .parquet "
-        "(flat or in train/ validation/ test/), .parquet or .arrow files, a save_to_disk folder, or a Hub dataset."
+        "(flat or in train/ validation/ test/), .parquet or .arrow files, a save_to_disk folder, FashionGen's .h5 "
+        "files, FashionIQ's folder, .tar shards, or a Hub dataset."
     )
 
 
-def _one_split(tables: dict[str, datasets.Dataset], split: str, source) -> datasets.Dataset:
+def _open(path: Path) -> dict[str, RowStream]:
+    if fashiongen_files(path):
+        return open_fashiongen(path)
+    from .readers_shards import open_shards  # It needs torch, which the other readers do not.
+
+    return open_shards(path)
+
+
+def _one_split(tables: Tables, split: str, source) -> datasets.Dataset | RowStream:
     if split not in tables:
         raise ValueError(f"{str(source)!r} has no split {split!r}; it has {', '.join(map(repr, tables))}.")
     return tables[split]
@@ -137,8 +197,35 @@ def _to_schema(rows: datasets.Dataset, named: dict[str, str | None], source) -> 
         if kind.dtype != "string":
             rows = rows.cast_column(role, datasets.Value("string"))
     if not isinstance(rows.features["image"], datasets.Image):
+        _refuse_foreign_photos(rows, found["image"], source)
         rows = rows.cast_column("image", datasets.Image())
+    levels = CATEGORY_LEVELS if CATEGORY_LEVELS.keys() <= set(rows.column_names) else {}
+    if not set(levels.values()) & set(rows.column_names):
+        rows = rows.rename_columns(levels)
     return rows.select_columns([*ROLES, *(name for name in rows.column_names if name not in ROLES)])
+
+
+def _refuse_foreign_photos(rows: datasets.Dataset, column: str, source) -> None:
+    """A table that somebody else wrote may not name this machine's files as its photos."""
+    path, kind = Path(source).expanduser(), rows.features["image"]
+    if not isinstance(kind, datasets.Value) or (path.exists() and not (path.suffix == ".parquet" or path.is_dir())):
+        return
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return  # The user's own save_to_disk keeps the absolute paths that a folder of photos has.
+    base = None if not path.exists() else path if path.is_dir() else path.parent
+    refuse_foreign(_strings(rows, "image"), base, f"column {column!r} of {str(source)!r}")
+
+
+def _stream_to_schema(stream: RowStream, named: dict[str, str | None], source) -> RowStream:
+    """`_to_schema` for streams: what it does to a table without rows tells what to do with each row."""
+    empty = datasets.Dataset.from_dict({name: [] for name in stream.features}, features=stream.features)
+    schema = _to_schema(empty, named, source).features
+    origin = {role: _find_column(empty, role, column, source) for role, column in named.items()}
+    renamed = {new: old for old, new in CATEGORY_LEVELS.items()} | {f"source_{role}": role for role in ROLES}
+    for name in schema:
+        if name not in origin:
+            origin[name] = name if name in stream.features else renamed[name]
+    return with_columns(stream, schema, {name: origin[name] for name in schema})
 
 
 def _find_column(rows: datasets.Dataset, role: str, column: str | None, source) -> str:
@@ -164,17 +251,28 @@ def _strings(rows: datasets.Dataset, name: str) -> list[str | None]:
     return _column(rows, name).to_pylist()
 
 
-def _keep(rows: datasets.Dataset, split: str, where: Mapping[str, object], min_words: int) -> datasets.Dataset:
-    """Rows that `where` wants and that have a text and an item."""
+def _known(where: Mapping[str, object], columns) -> Mapping[str, object]:
+    for column in where:
+        if column not in columns:
+            raise ValueError(f"`where` names column {column!r}; the columns are {', '.join(columns)}.")
+    return where
+
+
+def _where_mask(rows: datasets.Dataset, split: str, where: Mapping[str, object]) -> np.ndarray:
+    """(rows,) bool: whose columns have the values wanted."""
     keep = np.ones(len(rows), dtype=bool)
-    for column, value in where.items():
-        if column not in rows.column_names:
-            raise ValueError(f"`where` names column {column!r}; the columns are {', '.join(rows.column_names)}.")
+    for column, value in _known(where, rows.column_names).items():
         values = _strings(rows, column)
         keep &= np.array([one == value or str(one) == str(value) for one in values], dtype=bool)
         if len(rows) and not keep.any():
             seen = sorted({str(one) for one in values})[:10]
             logger.warning("split %s: no row with %s = %r; some of its values: %s", split, column, value, seen)
+    return keep
+
+
+def _keep(rows: datasets.Dataset, split: str, where: Mapping[str, object], min_words: int) -> datasets.Dataset:
+    """Rows that `where` wants and that have a text and an item."""
+    keep = _where_mask(rows, split, where)
     texts = np.array([len(split_words(text or "")) >= max(min_words, 1) for text in _strings(rows, "text")], bool)
     items = np.array([bool(item and item.strip()) for item in _strings(rows, "item_id")], bool)
     for good, what in ((texts, f"a text of at least {max(min_words, 1)} word(s)"), (items, "an item id")):
@@ -196,14 +294,26 @@ def item_fraction(item_id: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _split_by_item(rows: datasets.Dataset, seed: int, shares: Mapping[str, float]) -> dict[str, datasets.Dataset]:
-    """Rows dealt out by their items' hashes, in the order and the shares given."""
-    items = _strings(rows, "item_id")
+def place_items(items: Sequence[str], seed: int, shares: Mapping[str, float]) -> np.ndarray:
+    """(rows,) int64: which of the shares each row's item falls to by its hash.
+
+    Raises:
+        ValueError: shares that do not sum to 1.
+
+    Example:
+        >>> place_items(["a", "a"], 0, {"train": 1.0, "test": 0.0}).tolist()
+        [0, 0]
+    """
     fraction_of = {item: item_fraction(item, seed) for item in set(items)}
     bounds = np.cumsum(list(shares.values()))
     if not np.isclose(bounds[-1], 1) or min(shares.values()) < 0:
         raise ValueError(f"shares are {tuple(shares.values())}; wanted numbers >= 0 that sum to 1.")
-    place = np.searchsorted(bounds[:-1], [fraction_of[item] for item in items], side="right")
+    return np.searchsorted(bounds[:-1], [fraction_of[item] for item in items], side="right")
+
+
+def _split_by_item(rows: datasets.Dataset, seed: int, shares: Mapping[str, float]) -> dict[str, datasets.Dataset]:
+    """Rows dealt out by their items' hashes, in the order and the shares given."""
+    place = place_items(_strings(rows, "item_id"), seed, shares)
     return {name: rows.select(np.flatnonzero(place == number)) for number, name in enumerate(shares)}
 
 

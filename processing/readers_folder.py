@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +13,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 
-from syncmask.processing.processing_syncmask import to_rgb
+from .processing_syncmask import to_rgb
+from .safe_paths import inside
 
 SPLITS = ("train", "validation", "test")
 ALIASES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
@@ -22,6 +24,21 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 def canonical_split(name: str) -> str:
     """A split's name as this project spells it ("val" is "validation"); unknown names come back as they are."""
     return ALIASES.get(name.lower(), name.lower())
+
+
+def split_of_file(file: Path, root: Path) -> str:
+    """The split that a file's name begins with, else its folder's name, else "all" (and "all" for the root itself).
+
+    Example:
+        >>> split_of_file(Path("set/val-00000-of-00002.parquet"), Path("set"))
+        'validation'
+    """
+    if file == root:
+        return "all"
+    for name in (re.split(r"[-_.]", file.name)[0], file.parent.name if file.parent != root else ""):
+        if canonical_split(name) in SPLITS:
+            return canonical_split(name)
+    return "all"
 
 
 def _metadata_file(folder: Path) -> Path | None:
@@ -48,7 +65,8 @@ def read_folder(root: Path) -> dict[str, datasets.Dataset]:
     strings they are ("None", "NA" and "001" included).
 
     Raises:
-        ValueError: metadata without rows or without `file_name`, or rows that are not readable (file and line named).
+        ValueError: metadata without rows or without `file_name`, rows that are not readable (file and line named),
+            or a `file_name` that leads out of the metadata's folder (absolute, `..`, a link).
     """
     top = _metadata_file(root)
     files = {"all": top} if top else {name: _metadata_file(path) for name, path in _split_folders(root).items()}
@@ -56,7 +74,7 @@ def read_folder(root: Path) -> dict[str, datasets.Dataset]:
 
 
 def _read_metadata(file: Path) -> datasets.Dataset:
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": pyarrow.parquet.read_table}
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     table = readers[file.suffix](file)
     if "file_name" not in table.column_names:
         raise ValueError(
@@ -64,8 +82,8 @@ def _read_metadata(file: Path) -> datasets.Dataset:
         )
     if not table.num_rows:
         raise ValueError(f"{file} has no rows.")
-    folder = file.parent.resolve()
-    paths = [None if name is None else str(folder / name) for name in table.column("file_name").to_pylist()]
+    names = [None if name is None else str(name) for name in table.column("file_name").to_pylist()]
+    paths = inside(file.parent, names, str(file))
     if "image" in table.column_names:
         table = table.rename_columns(["source_image" if name == "image" else name for name in table.column_names])
     rows = datasets.Dataset(table.add_column(0, "image", pa.array(paths, pa.string())))
@@ -74,19 +92,26 @@ def _read_metadata(file: Path) -> datasets.Dataset:
 
 def _read_jsonl(file: Path) -> pa.Table:
     rows = []
-    with open(file, encoding="utf-8") as lines:
+    with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number} is no JSON: {error}") from error
+                row = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:  # No JSON, or no UTF-8.
+                raise ValueError(f"{file}, line {number} is no JSON: {error}. Mend or remove the line.") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{file}, line {number} holds a {type(row).__name__}; wanted an object {{...}}.")
             rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)  # Not every line names every column.
     return pa.table({name: _array(file, name, [row.get(name) for row in rows]) for name in names})
+
+
+def _read_parquet(file: Path) -> pa.Table:
+    try:
+        return pyarrow.parquet.read_table(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} cannot be read as parquet: {error}. Write or download it again.") from error
 
 
 def _array(file: Path, name: str, values: list) -> pa.Array:

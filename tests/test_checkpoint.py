@@ -1,4 +1,3 @@
-import json
 import warnings
 
 import pytest
@@ -139,8 +138,9 @@ def test_all_is_on_the_disk_before_the_name_is_given(tmp_path, monkeypatch):
         checkpoint_module, "put_in_place", lambda *paths: (events.append("named"), put_in_place(*paths))
     )
     save(tmp_path, 1)
-    files = ["feature_bank.safetensors", "model.safetensors", "state.json"]
-    assert events == [*files, "COMPLETE", "step_00000001.unfinished", "named", tmp_path.name]
+    tensors = ["feature_bank.safetensors", "model.safetensors"]
+    assert sorted(events[:2]) == tensors  # in threads, so in any order
+    assert events[2:] == ["state.json", "COMPLETE", "step_00000001.unfinished", "named", tmp_path.name]
 
 
 @pytest.mark.parametrize("function", ["save_file", "flush", "sha256", "put_in_place"])
@@ -173,10 +173,11 @@ def test_a_killed_write_counts_for_nothing_and_is_cleared_away(tmp_path, monkeyp
     assert names(tmp_path) == ["step_00000001", "step_00000003"]
 
 
-def test_saving_a_step_again_replaces_it(tmp_path):
+def test_a_whole_checkpoint_is_never_written_again(tmp_path):
+    """Replacing it would open a moment in which a kill leaves neither."""
     save(tmp_path, 5)
     save_checkpoint(tmp_path, {"model": {"weight": torch.zeros(1)}}, {"step": 5, "epoch": 9})
-    assert load_checkpoint(tmp_path / "step_00000005").state["epoch"] == 9
+    assert load_checkpoint(tmp_path / "step_00000005").state["epoch"] == 1
     assert names(tmp_path) == ["step_00000005"]
 
 
@@ -187,33 +188,31 @@ def test_saving_over_a_broken_checkpoint_sets_it_aside(tmp_path):
     assert newest_complete(tmp_path).name == "step_00000005"
 
 
-def test_a_replaced_checkpoint_survives_a_failing_rename(tmp_path, monkeypatch):
-    save(tmp_path, 5)
-    rename = checkpoint_module.os.rename
-
-    def fail_on_new(source, target):
-        if str(source).endswith(".unfinished"):
-            raise OSError("rename failed")
-        rename(source, target)
-
-    monkeypatch.setattr(checkpoint_module.os, "rename", fail_on_new)
-    with pytest.raises(OSError, match="rename failed"):
-        save_checkpoint(tmp_path, {}, {"step": 5, "epoch": 9})
-    assert load_checkpoint(newest_complete(tmp_path)).state["epoch"] == 1
+def test_an_optimizer_of_tensors_and_numbers_comes_back_equal(tmp_path):
+    state = {
+        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3)}, 7: {"step": 4, "none": None}},
+        "param_groups": [{"lr": 0.1 + 0.2, "betas": [0.9, 0.999], "params": [0, 7], "fused": True, "foreach": None}],
+    }
+    loaded = load_checkpoint(save_checkpoint(tmp_path, {}, {"step": 1}, state)).optimizer_state
+    assert loaded["param_groups"] == state["param_groups"] and loaded["state"][7] == state["state"][7]
+    assert all(torch.equal(loaded["state"][0][name], tensor) for name, tensor in state["state"][0].items())
 
 
-def test_optimizer_files_that_hold_code_are_refused(tmp_path):
-    class Harmful:
-        def __reduce__(self):
-            return print, ("ran",)
+def test_nothing_in_a_checkpoint_can_hold_code(tmp_path):
+    model, optimizer, schedule = small_training()
+    train(model, optimizer, schedule, 1, seed=1)
+    path = save_checkpoint(tmp_path, {"model": model.state_dict()}, {"step": 1}, optimizer.state_dict())
+    kinds = {file.name if file.suffix != ".safetensors" else file.suffix for file in path.iterdir()}
+    assert kinds == {".safetensors", "state.json", "COMPLETE"}
 
-    path = save(tmp_path, 1)
-    torch.save({"state": Harmful()}, path / "optimizer.pt")
-    digests = json.loads((path / "COMPLETE").read_text())
-    digests["optimizer.pt"] = checkpoint_module.sha256(path / "optimizer.pt")
-    (path / "COMPLETE").write_text(json.dumps(digests))
-    with pytest.raises(Exception, match="[Ww]eights"):
-        load_checkpoint(path)
+
+def test_too_little_room_is_told_in_bytes_before_anything_is_written(tmp_path, monkeypatch):
+    before = save(tmp_path, 1)
+    usage = checkpoint_module.shutil.disk_usage(tmp_path)._replace(free=5)
+    monkeypatch.setattr(checkpoint_module.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"step_00000002 could not be written; it needs 13 bytes and 5 are free"):
+        save(tmp_path, 2)
+    assert names(tmp_path) == ["step_00000001"] and newest_complete(tmp_path) == before
 
 
 def test_requests_are_checked_before_anything_is_written(tmp_path):

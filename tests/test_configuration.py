@@ -54,8 +54,8 @@ def test_without_arguments_it_is_a_whole_configuration():
 
 
 def test_sub_configs_may_be_objects_or_dicts(tiny_config):
-    objects = SyncMaskConfig(**{name: getattr(tiny_config, name) for name in SUB_CONFIGS})
-    dicts = SyncMaskConfig(**{name: getattr(tiny_config, name).to_dict() for name in SUB_CONFIGS})
+    objects = SyncMaskConfig(mask_token_id=4, **{name: getattr(tiny_config, name) for name in SUB_CONFIGS})
+    dicts = SyncMaskConfig(mask_token_id=4, **{name: getattr(tiny_config, name).to_dict() for name in SUB_CONFIGS})
     assert objects.to_dict() == dicts.to_dict()
 
 
@@ -109,7 +109,7 @@ def test_widths_that_do_not_fit_are_refused(tiny_config, name, field):
     parts = {each: getattr(tiny_config, each).to_dict() for each in SUB_CONFIGS}
     parts[name][field] = 64
     with pytest.raises(StrictDataclassClassValidationError, match=rf"{name}.{field}=64.*set it to 32"):
-        SyncMaskConfig(**parts)
+        SyncMaskConfig(mask_token_id=4, **parts)
 
 
 @pytest.mark.parametrize("kind", [SyncMaskFusionEncoderConfig, SyncMaskMimDecoderConfig])

@@ -79,9 +79,7 @@ def test_draws_follow_the_softmax():
     similarity = torch.tensor([[0.9, 0.3, 0.1, 0.2]]).repeat(4000, 1)
     forbidden = torch.zeros(4000, 4, dtype=torch.bool)
     forbidden[:, 0] = True
-    index, _ = choose_negatives(
-        similarity, similarity[:, 0], forbidden, forbidden, uniform(4000, 4, seed=6), 0.1
-    )
+    index, _ = choose_negatives(similarity, similarity[:, 0], forbidden, forbidden, uniform(4000, 4, seed=6), 0.1)
     frequency = torch.bincount(index, minlength=4) / 4000
     expected = torch.softmax(torch.tensor([-torch.inf, 3.0, 1.0, 2.0]), 0)
     torch.testing.assert_close(frequency, expected, atol=0.025, rtol=0)

@@ -64,6 +64,7 @@ def test_keeping_all_patches_is_the_tower_itself(family, prefix, photos):
 
 def test_a_whole_model_runs_on_a_deit_tower(tiny_config, photos):
     config = SyncMaskConfig(
+        mask_token_id=4,
         vision_config={"model_type": "deit", **SIZES},
         text_config=tiny_config.text_config.to_dict(),
         fusion_encoder_config=tiny_config.fusion_encoder_config.to_dict(),

@@ -143,12 +143,14 @@ def find_partner(position: int, items: np.ndarray, texts: np.ndarray, batch_size
     rows, used = len(items), rows_in_batches(len(items), batch_size)
     others = np.arange(position // batch_size * batch_size, min(used, (position // batch_size + 1) * batch_size))
     others = others[others != position]
-    kin = np.flatnonzero((items == items[position]) | (texts == texts[position]))
-    closed = np.unique(np.append(kin[kin < used], position) // batch_size)
+    kin = (items == items[position]) | (texts == texts[position])
+    # Rows of each batch that this row must not meet; what lies in the tail (the last entry) meets nobody.
+    met = np.bincount(np.flatnonzero(kin[:used]) // batch_size, minlength=rows // batch_size + 1)
     for count in CANDIDATES:
         candidates = rng.permutation(rows) if rows <= count else rng.integers(0, rows, count)
-        # In the tail (which lies in no closed batch) any row is welcome.
-        fits = ~np.isin(candidates // batch_size, closed)
+        # A candidate leaves its own batch, so it may be the one row there that this one must not meet.
+        fits = met[candidates // batch_size] == (kin[candidates] & (candidates < used))
+        fits &= candidates // batch_size != position // batch_size
         fits &= ~np.isin(items[candidates], items[others]) & ~np.isin(texts[candidates], texts[others])
         if fits.any():
             return int(candidates[fits.argmax()])

@@ -119,6 +119,11 @@ def write_summary(trainer: Trainer, corpus, results: dict[str, Result], minutes:
         "corpus: " + ", ".join(f"{name} {rows} photos of {items} items" for name, (rows, items) in counts.items()),
         f"trained {trainer.progress.step} steps in {trainer.progress.epoch} epochs; {minutes:.1f} minutes in all",
     ]
+    if trainer.progress.substitutes:
+        lines.append(
+            f"{trainer.progress.substitutes} photos could not be read when they were wanted; other rows stood in for "
+            f"them: {path / 'substitutes.jsonl'}"
+        )
     for result in results.values():
         lines += ["", result.table()]
     lines += ["", f"model   {path / 'final'}", f"results {path / 'results'}"]

@@ -42,11 +42,12 @@ def draw_noise(
     def draw(*shape: int) -> torch.Tensor:
         return torch.rand(total, *shape, generator=generator)[own]
 
+    offset = int(torch.randint(0, 1 << 16, (1,), generator=generator))
     return StepNoise(
         words=draw(1 + max_length, 2),
         patches=draw(1 + patches, 2),
         tokens=draw(max_length, 2),
         negatives=draw(rows, 2),
         others=draw(rows),
-        offset=int(torch.randint(0, 1 << 16, (1,), generator=generator)),
+        offset=offset,
     )

@@ -5,12 +5,14 @@ import logging
 import os
 import sys
 import time
+from datetime import timedelta
 from functools import partial
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 
+from syncmask import register_auto_classes
 from syncmask.evaluation.protocols import items
 from syncmask.evaluation.result import library_versions
 from syncmask.processing.corpus import fingerprint
@@ -24,10 +26,12 @@ from .build import (
     build_train_data,
     read_corpus,
 )
+from .faults import RunStopped, explain, report
 from .finish import evaluate_run, save_final, write_summary
 from .optim import make_optimizer, make_schedule
 from .planning import EpochPlanner
-from .resume import resume_newest, save_trainer
+from .processes import on_main
+from .resume import changes, resume_newest, save_trainer
 from .run_folder import RunFolder
 from .sampler import FeatureBank, GroupedBatchSampler
 from .teacher import MomentumTeacher
@@ -35,45 +39,61 @@ from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+# How long a process waits for another: validation and the planning of an epoch run on one while the others wait.
+PATIENCE = timedelta(minutes=30)
 VALIDATION_ROWS = 1000
 VALIDATION_QUERIES = 200
 
 
 def main(argv: list[str] | None = None):
-    """Parse, build, train, evaluate."""
-    started = time.monotonic()
+    """Parse, build, train, evaluate; problems that are known of are explained."""
+    register_auto_classes()
     arguments = load_arguments(argv)
+    command = " ".join(["python -m syncmask.training.pretrain", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        run(arguments, command)
+    except (Exception, SystemExit) as problem:
+        if isinstance(problem, RunStopped) and problem.said or explain(problem) is None:
+            raise
+        code = problem.code if isinstance(problem, RunStopped) else 1
+        raise RunStopped(report(problem), code, said=True) from problem
+
+
+def run(arguments: PretrainArguments, command: str):
+    """Build, train, evaluate."""
+    started = time.monotonic()
     accelerator = start(arguments)
     folder = RunFolder(arguments.run.folder, accelerator.is_main_process, arguments.run.log_batches)
-    folder.prepare(arguments.run.resume, arguments.run.overwrite)
+    on_main(lambda: folder.prepare(arguments.run.resume, arguments.run.overwrite))
+    start_trackers(accelerator, arguments)
     # One process generates or reads the corpus first; the others find it in the cache.
     with accelerator.main_process_first():
         corpus = read_corpus(arguments.data)
     trainer = build_trainer(arguments, accelerator, corpus, folder)
-    if accelerator.is_main_process:
-        about = {
-            "command": " ".join(["python -m syncmask.training.pretrain", *(sys.argv[1:] if argv is None else argv)]),
-            "corpus_fingerprint": fingerprint(corpus["train"]),
-            "versions": library_versions(),
-            "processes": accelerator.num_processes,
-            "threads": torch.get_num_threads(),
-        }
-        save_config(folder.path / "config.yaml", arguments, about)
-        trainer.processor.tokenizer.save_pretrained(folder.path / "tokenizer")
+    on_main(lambda: write_config(trainer, corpus, command))
     if arguments.run.resume:
         resume_newest(trainer)
     trainer.fit()
-    accelerator.wait_for_everyone()
+    part(trainer)
     if accelerator.is_main_process:
         save_final(trainer)
         results = evaluate_run(trainer, corpus) if arguments.run.evaluate else {}
         write_summary(trainer, corpus, results, minutes=(time.monotonic() - started) / 60)
-    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
+def part(trainer: Trainer):
+    """End what joins the processes: the main one works on alone, however long that takes, and the others may go."""
+    accelerator = trainer.accelerator
+    trainer.model = trainer.student
+    # The wrappers go first, together: one that ended later would wait for processes that are gone.
+    accelerator.free_memory()
+    accelerator.wait_for_everyone()
+    accelerator.state.destroy_process_group()
+
+
 def start(arguments: PretrainArguments) -> Accelerator:
-    """Set threads, seeds, precision and trackers."""
+    """Set threads, seeds, precision and processes."""
     run = arguments.run
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -84,17 +104,16 @@ def start(arguments: PretrainArguments) -> Accelerator:
         mixed_precision=run.mixed_precision,
         log_with=run.log_with or None,
         project_dir=str(run.folder),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=PATIENCE),
+            # DDP otherwise re-arranges its buckets after the first step, which a resumed run has elsewhere: with three
+            # processes or more the sums would be taken in another order.
+            DistributedDataParallelKwargs(find_unused_parameters=run.deterministic),
+        ],
     )
     set_seed(run.seed)
     if run.deterministic:
         torch.use_deterministic_algorithms(True)
-    if run.log_with:
-        flat = {
-            f"{section}.{key}": str(value)
-            for section, values in dataclasses.asdict(arguments).items()
-            for key, value in values.items()
-        }
-        accelerator.init_trackers("syncmask", config=flat)
     if accelerator.is_main_process:
         logger.info(
             "%d process(es) on %s, %d CPU thread(s) each, precision %s",
@@ -104,6 +123,36 @@ def start(arguments: PretrainArguments) -> Accelerator:
             accelerator.mixed_precision,
         )
     return accelerator
+
+
+def start_trackers(accelerator: Accelerator, arguments: PretrainArguments):
+    """Open the trackers that are asked for, with every setting as text."""
+    if arguments.run.log_with:
+        flat = {
+            f"{section}.{key}": str(value)
+            for section, values in dataclasses.asdict(arguments).items()
+            for key, value in values.items()
+        }
+        accelerator.init_trackers("syncmask", config=flat)
+
+
+def write_config(trainer: Trainer, corpus, command: str):
+    """Write config.yaml and the tokenizer; warn where a resumed run has other settings than it began with."""
+    arguments, path = trainer.arguments, trainer.folder.path / "config.yaml"
+    about = {
+        "command": command,
+        "corpus_fingerprint": fingerprint(corpus["train"]),
+        "versions": library_versions(),
+        "processes": trainer.accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+    }
+    if arguments.run.resume:
+        for change in changes(path, dataclasses.asdict(arguments), about):
+            logger.warning("resumed with another setting, so no longer the same run bit for bit: %s", change)
+    partial = path.with_suffix(".partial")
+    save_config(partial, arguments, about)
+    os.replace(partial, path)
+    trainer.processor.tokenizer.save_pretrained(trainer.folder.path / "tokenizer")
 
 
 def build_trainer(arguments: PretrainArguments, accelerator: Accelerator, corpus, folder: RunFolder) -> Trainer:
@@ -125,9 +174,7 @@ def build_trainer(arguments: PretrainArguments, accelerator: Accelerator, corpus
     optimizer = make_optimizer(model, learning_rate=optim.learning_rate, weight_decay=optim.weight_decay)
     schedule = make_schedule(optimizer, optim.warmup_steps, total_steps, optim.learning_rate_floor)
     model, optimizer = accelerator.prepare(model, optimizer)
-    validate = partial(
-        validate_items, processor=processor, dataset=corpus.get("validation"), seed=seed, accelerator=accelerator
-    )
+    validate = partial(validate_items, processor=processor, dataset=corpus.get("validation"), seed=seed)
     return Trainer(
         arguments=arguments,
         accelerator=accelerator,
@@ -151,9 +198,9 @@ def build_trainer(arguments: PretrainArguments, accelerator: Accelerator, corpus
     )
 
 
-def validate_items(model, *, processor, dataset, seed: int, accelerator: Accelerator) -> dict[str, float]:
+def validate_items(model, *, processor, dataset, seed: int) -> dict[str, float]:
     """Recall both ways on items never trained on, by ITC and re-ranked by ITM; empty without a validation split."""
-    if dataset is None or not len(dataset) or not accelerator.is_main_process:
+    if dataset is None or not len(dataset):
         return {}
     training = model.training
     model.eval()

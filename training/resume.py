@@ -2,30 +2,50 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import torch
+import yaml
 from accelerate.utils import gather_object
 
 from .checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
+from .faults import RunStopped
+from .processes import on_main
 from .trainer import Progress, Trainer
 
 logger = logging.getLogger(__name__)
 
+# Settings that change neither weights nor records.
+FREE_TO_CHANGE = {"resume", "overwrite", "output_dir", "run_name", "num_workers", "keep_last", "log_with", "evaluate"}
+
 
 def save_trainer(trainer: Trainer):
-    """Write a checkpoint; every process must call it, the main one writes."""
-    accelerator, run = trainer.accelerator, trainer.arguments.run
+    """Write a checkpoint; every process must call it, the main one writes.
+
+    Raises:
+        RunStopped, OSError: where nothing could be written; what was saved before is whole.
+    """
     random_states = gather_object([random_state()])
-    if accelerator.is_main_process:
-        save_checkpoint(
-            trainer.folder.path / "checkpoints",
-            tensors_of(trainer) | {"random": flatten(random_states)},
-            state_of(trainer),
-            trainer.optimizer.state_dict(),
-            keep_last=run.keep_last,
-            best=trainer.progress.best_step,
+    on_main(lambda: write(trainer, random_states))
+
+
+def write(trainer: Trainer, random_states: list[dict[str, torch.Tensor]]):
+    """Save what the main process holds, and every process's random states."""
+    tensors = tensors_of(trainer)
+    bad = [name for name, tensor in tensors["model"].items() if not tensor.isfinite().all()]
+    if bad:
+        raise RunStopped(
+            f"{len(bad)} tensors of the model, such as {bad[0]}, are not finite after step {trainer.progress.step}; "
+            "they are not saved. Go on from the last checkpoint with --resume and a lower --learning_rate."
         )
-    accelerator.wait_for_everyone()
+    save_checkpoint(
+        trainer.folder.path / "checkpoints",
+        tensors | {"random": flatten(random_states)},
+        state_of(trainer),
+        trainer.optimizer.state_dict(),
+        keep_last=trainer.arguments.run.keep_last,
+        best=trainer.progress.best_step,
+    )
 
 
 def tensors_of(trainer: Trainer) -> dict[str, dict[str, torch.Tensor]]:
@@ -49,23 +69,63 @@ def state_of(trainer: Trainer) -> dict:
         "schedule": {key: value for key, value in trainer.schedule.state_dict().items() if key != "lr_lambdas"},
         "masking": trainer.masking.state(),
         "tau": trainer.data.tau,
-        "lines": trainer.folder.counts(),
+        "record_bytes": trainer.folder.sizes(),
         "processes": trainer.accelerator.num_processes,
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
 
 
 def resume_newest(trainer: Trainer):
-    """Go on from the newest complete checkpoint; start anew, and say so, where there is none."""
-    path = newest_complete(trainer.folder.path / "checkpoints")
+    """Go on from the newest complete checkpoint; start anew, and say so, where there is none.
+
+    Raises:
+        RunStopped: where this process cannot see what the main one found.
+    """
+    path = on_main(lambda: newest_complete(trainer.folder.path / "checkpoints"))
     if path is None:
-        logger.warning("%s holds no complete checkpoint; training starts from step 0", trainer.folder.path)
+        if trainer.accelerator.is_main_process:
+            logger.warning("%s holds no complete checkpoint; training starts from step 0", trainer.folder.path)
         trainer.folder.rewind({})
         return
-    saved = load_checkpoint(path)
+    if not path.is_dir():
+        raise RunStopped(
+            f"process {trainer.accelerator.process_index} cannot see {path}: --output_dir must lie on a disk that all "
+            "machines share."
+        )
+    saved = load_checkpoint(path, check=False)
     restore(trainer, saved)
-    trainer.folder.rewind(saved.state["lines"])
-    logger.info("resumed from %s (step %d, epoch %d)", path, trainer.progress.step, trainer.progress.epoch)
+    trainer.folder.rewind(saved.state["record_bytes"])
+    if trainer.accelerator.is_main_process:
+        logger.info("resumed from %s (step %d, epoch %d)", path, trainer.progress.step, trainer.progress.epoch)
+
+
+def changes(before: Path, sections: dict[str, dict], about: dict) -> list[str]:
+    """List how a run's settings differ from those it was started with, as its config.yaml tells.
+
+    Args:
+        before: the config.yaml that lies in the run's folder. sections: the settings now. about: what makes them now.
+
+    Returns:
+        Lines such as "seed: 0 -> 1"; [] where nothing differs or nothing can be read.
+    """
+    try:
+        old = yaml.safe_load(before.read_text(encoding="utf-8"))
+        then, made_by = {}, old.get("about", {})
+        for values in old.values():
+            then |= values
+    except (OSError, yaml.YAMLError, AttributeError, TypeError):
+        return []
+    now = {name: value for values in sections.values() for name, value in values.items()}
+    for name in ("corpus_fingerprint", "processes", "threads", "versions"):
+        now[name], then[name] = about.get(name), made_by.get(name)
+    # The first part changes whenever datasets reads the same corpus anew; what follows is rows and a hash of them.
+    for settings in (now, then):
+        settings["corpus_fingerprint"] = str(settings["corpus_fingerprint"]).partition("-")[2]
+    return [
+        f"{name}: {then[name]} -> {value}"
+        for name, value in now.items()
+        if name in then and then[name] != value and name not in FREE_TO_CHANGE
+    ]
 
 
 def restore(trainer: Trainer, saved: Checkpoint):

@@ -1,18 +1,25 @@
-"""The run folder's running records: metrics and batches as lines of JSON."""
+"""The run folder's running records: metrics, batches and substituted photos as lines of JSON."""
 
 import json
+import logging
 import math
+import os
 import shutil
 import time
 from pathlib import Path
 
 import torch
 
-RECORDS = ("metrics.jsonl", "batches.jsonl")
+from .checkpoint import flush
+from .faults import RunStopped, check_writable
+
+logger = logging.getLogger(__name__)
+
+RECORDS = ("metrics.jsonl", "batches.jsonl", "substitutes.jsonl")
 
 
 class RunFolder:
-    """Appends what happens to `metrics.jsonl` and `batches.jsonl`; only the main process writes.
+    """Appends what happens to the records; only the main process writes.
 
     Args:
         path: the run's folder. is_main: whether this process writes. log_batches: whether rows of batches are kept.
@@ -23,22 +30,21 @@ class RunFolder:
         self.started = time.monotonic()
 
     def prepare(self, resume: bool, overwrite: bool):
-        """Make the folder, or refuse one that holds another run.
+        """Make the folder, or refuse one that holds another run or cannot be written; on the main process.
 
         Raises:
-            SystemExit: when the folder holds a run and neither `resume` nor `overwrite` is set.
+            RunStopped: when the folder holds a run and neither `resume` nor `overwrite` is set, or is read-only.
         """
-        if not self.is_main:
-            return
         holds_run = (self.path / "config.yaml").exists()
-        if holds_run and overwrite:
-            shutil.rmtree(self.path)
-        elif holds_run and not resume:
-            raise SystemExit(
+        if holds_run and not resume and not overwrite:
+            raise RunStopped(
                 f"{self.path} holds a run already. Add --resume to go on with it, --overwrite to replace it, or "
                 "--run_name NAME for another folder."
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        check_writable(self.path)
+        if holds_run and overwrite:
+            shutil.rmtree(self.path)
+            self.path.mkdir(parents=True)
 
     def log(self, step: int, epoch: int, split: str, figures: dict):
         """Append a line to metrics.jsonl: split is "train", "validation" or "batches"."""
@@ -51,6 +57,12 @@ class RunFolder:
         if self.is_main and self.log_batches:
             self._append("batches.jsonl", {"step": step, "epoch": epoch, "rows": rows.tolist()})
 
+    def log_substitute(self, step: int, epoch: int, row: int, substitute: int, reason: str):
+        """Append to substitutes.jsonl that a photo could not be read, and which row stood in for it."""
+        if self.is_main:
+            line = {"step": step, "epoch": epoch, "row": row, "substitute": substitute, "reason": reason}
+            self._append("substitutes.jsonl", line)
+
     def lines(self, name: str = "metrics.jsonl") -> list[dict]:
         """Read a record back; a line that a kill cut short is left out."""
         path = self.path / name
@@ -59,19 +71,21 @@ class RunFolder:
         complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
         return [json.loads(line) for line in complete.splitlines() if line]
 
-    def counts(self) -> dict[str, int]:
-        """Count the lines of each record, for a checkpoint."""
-        return {name: len(self.lines(name)) for name in RECORDS}
+    def sizes(self) -> dict[str, int]:
+        """Bring the records to the disk and return their sizes in bytes, for a checkpoint."""
+        paths = [path for path in map(self.path.joinpath, RECORDS) if path.exists()]
+        for path in paths:
+            flush(path)
+        return {path.name: path.stat().st_size for path in paths}
 
-    def rewind(self, counts: dict[str, int]):
-        """Keep the lines that a checkpoint counted, so that a resumed run writes none of them twice."""
-        for name in RECORDS:
-            path = self.path / name
-            if self.is_main and path.exists():
-                kept = self.lines(name)[: counts.get(name, 0)]
-                partial = path.with_suffix(".partial")
-                partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-                partial.replace(path)
+    def rewind(self, sizes: dict[str, int]):
+        """Cut the records back to a checkpoint's sizes, so that a resumed run writes no line twice."""
+        for path in map(self.path.joinpath, RECORDS if self.is_main else ()):
+            size, wanted = path.stat().st_size if path.exists() else 0, sizes.get(path.name, 0)
+            if size < wanted:
+                logger.warning("%s has lost %d bytes since the checkpoint: lines are missing", path, wanted - size)
+            elif size > wanted:
+                os.truncate(path, wanted)
 
     def _append(self, name: str, line: dict):
         tidy = {

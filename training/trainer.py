@@ -1,6 +1,7 @@
 """The loop: `Trainer.fit` runs epochs of `train_step`, validates, checkpoints and plans the next epoch's batches."""
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -18,10 +20,14 @@ from syncmask.processing.collator import Collator
 
 from .arguments import PretrainArguments
 from .build import TrainData, to_pixels
+from .checkpoint import step_folders
+from .faults import StopSignals, outlive_signals
 from .masking import Masking, StepMasks
 from .noise import StepNoise, draw_noise
+from .processes import check_equal, gather_padded, on_main, stop_all
 from .run_folder import RunFolder
 from .sampler import FeatureBank, GroupedBatchSampler
+from .substitutes import BatchesInContext, SubstitutingCollator, SubstitutingPhotos
 from .teacher import MomentumTeacher, TeacherOutput
 
 TERMS = ("itc", "itm", "mlm", "mim")
@@ -34,13 +40,14 @@ ITM_MEMORY = 0.98
 
 @dataclass
 class Progress:
-    """Where a run stands; saved in every checkpoint.
+    """Where a run stands, the same on every process; saved in every checkpoint.
 
     Args:
         step: optimiser steps done. micro_step: batches done. epoch: the running one.
         itm_average: running mean of the ITM loss, which decides when grouping starts.
         grouped: whether this epoch's batches are grouped.
         best_step, best_value: the checkpoint with the highest validation figure, and that figure.
+        substitutes: photos that could not be read when they were wanted, each replaced by another row.
     """
 
     step: int = 0
@@ -50,6 +57,21 @@ class Progress:
     grouped: bool = False
     best_step: int | None = None
     best_value: float | None = None
+    substitutes: int = 0
+
+
+@dataclass
+class Agreed:
+    """What all processes learn of a batch together.
+
+    Args:
+        losses: means over processes. finite: whether every process's losses are.
+        fallbacks: negatives for which only rule 1 could be kept, summed.
+    """
+
+    losses: dict[str, float]
+    finite: bool
+    fallbacks: int
 
 
 class Trainer:
@@ -94,6 +116,9 @@ class Trainer:
         self.total_steps = total_steps
         self.progress = Progress()
         self.started = time.monotonic()
+        # Agreed on by all processes after each batch: whether to end early, and by which signal.
+        self.late, self.stop_signal = False, 0
+        self.signals = StopSignals()
 
     @property
     def student(self) -> SyncMaskForPreTraining:
@@ -101,44 +126,56 @@ class Trainer:
         return self.accelerator.unwrap_model(self.model)
 
     def fit(self):
-        """Train until the steps, the epochs or the minutes are used up; can be called again after a resume."""
-        objective, run = self.arguments.objective, self.arguments.run
+        """Train until the steps, the epochs or the minutes are used up; can be called again after a resume.
+
+        Raises:
+            RunStopped: on SIGINT or SIGTERM, once the running step is done and saved; where a loss is not finite.
+        """
         loader = self._loader()
-        with tqdm(
-            total=self.total_steps,
-            initial=self.progress.step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self.accelerator.is_local_main_process,
-        ) as bar:
-            while self.progress.step < self.total_steps and not self._out_of_time():
+        with (
+            self.signals,
+            tqdm(
+                total=self.total_steps,
+                initial=self.progress.step,
+                unit="step",
+                dynamic_ncols=True,
+                disable=not self.accelerator.is_local_main_process,
+            ) as bar,
+        ):
+            while self.progress.step < self.total_steps and not self.late:
                 if len(self.sampler) == 0:
-                    self._start_epoch(objective.grouping == "grouped")
+                    self._start_epoch(self.arguments.objective.grouping == "grouped")
                 self._run_epoch(loader, bar)
                 if self._epoch_is_over():
-                    self._end_epoch(run.validate_every_epochs)
+                    self._end_epoch(self.arguments.run.validate_every_epochs)
+                else:
+                    self.save(self)
+                if self.stop_signal:
+                    self._stop_by_signal()
 
     def _loader(self) -> DataLoader:
         workers = self.arguments.data.num_workers
         return DataLoader(
-            self.data.photos,
-            batch_sampler=self.sampler,
-            collate_fn=Collator(self.processor),
+            SubstitutingPhotos(self.data.photos, self.data.index, self.arguments.run.seed),
+            batch_sampler=BatchesInContext(self.sampler),
+            collate_fn=SubstitutingCollator(Collator(self.processor)),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.accelerator.device.type == "cuda",
+            worker_init_fn=outlive_signals,
+            # Its own: each pass draws a number, which a resumed run would otherwise take from dropout's generator.
+            generator=torch.Generator(),
         )
 
     def _start_epoch(self, may_group: bool):
         progress = self.progress
-        learned = progress.epoch > 0 and progress.itm_average < ITM_LEARNED
-        progress.grouped = may_group and (progress.grouped or learned)
-        order, figures = self.plan_epoch(progress.epoch, progress.grouped)
+        progress.grouped = may_group and progress.epoch > 0 and progress.itm_average < ITM_LEARNED
+        order, figures = on_main(lambda: self.plan_epoch(progress.epoch, progress.grouped))
         self.sampler.set_order(progress.epoch, order)
         self._log("batches", {"grouped": progress.grouped, **figures})
 
     def _run_epoch(self, loader: DataLoader, bar: tqdm):
-        """Train on what is left of the epoch."""
+        """Train on what is left of the epoch, or until the run is to end."""
         every = self.arguments.run.checkpoint_every
         for batch in loader:
             stepped = self.train_step(batch)
@@ -147,16 +184,18 @@ class Trainer:
                 continue
             bar.update()
             step = self.progress.step
+            if step >= self.total_steps or self.late or self.stop_signal:
+                return
             if every and step % every == 0 and not self._epoch_is_over():
                 self.save(self)
-            if step >= self.total_steps or self._out_of_time():
-                return
 
     def _end_epoch(self, validate_every: int):
         self.progress.epoch += 1
+        check_equal("the teacher", self.teacher.model.state_dict())
+        check_equal("the running means of words", self.masking.word_scores.state_tensors())
         last = self.progress.step >= self.total_steps
         if self.progress.epoch % validate_every == 0 or last:
-            figures = self.validate(self.student)
+            figures = on_main(lambda: self.validate(self.student))
             self._log("validation", figures)
             self._note_best(figures)
         self.save(self)
@@ -166,11 +205,21 @@ class Trainer:
         if not figures:
             return
         if name not in figures:
-            raise SystemExit(
-                f"best_metric={name!r} is no validation figure; choose one of {', '.join(sorted(figures))}"
-            )
+            stop_all(f"best_metric={name!r} is no validation figure; choose one of {', '.join(sorted(figures))}")
         if self.progress.best_value is None or figures[name] > self.progress.best_value:
             self.progress.best_step, self.progress.best_value = self.progress.step, figures[name]
+
+    def _stop_by_signal(self):
+        stop_all(
+            f"stopped by {signal.Signals(self.stop_signal).name} after step {self.progress.step}/{self.total_steps}; "
+            f"saved in {self._last_checkpoint()}. The same command with --resume (and without --overwrite) goes on "
+            "from there.",
+            128 + self.stop_signal,
+        )
+
+    def _last_checkpoint(self) -> str:
+        saved = step_folders(self.folder.path / "checkpoints")
+        return str(saved[-1]) if saved else "no checkpoint"
 
     def _log(self, split: str, figures: dict):
         self.folder.log(self.progress.step, self.progress.epoch, split, figures)
@@ -186,54 +235,84 @@ class Trainer:
         """Run one batch; return whether the optimiser stepped (it does every `gradient_accumulation_steps`)."""
         progress, optim = self.progress, self.arguments.optim
         self.model.train()
+        self._note_substitutes(batch.pop("asked_ids"), batch["row_ids"], batch.pop("reasons"))
         batch = self._to_device(batch)
-        noise = self._noise(len(batch["row_ids"]))
-
-        # 1. The teacher looks at the unmasked pairs; masks and negatives follow from what it sees.
-        self.masking.test_gate(progress.step, self.probe, self.teacher)
-        with self.accelerator.autocast():
-            seen = self.teacher(batch)
-            masks = self.masking.masks(progress.step, batch, self.teacher, seen, noise)
-        image_negatives, text_negatives, fallbacks = self._negatives(batch, seen, noise)
-
+        self._test_gate()
         stepping = self._is_last_of_step()
         with nullcontext() if stepping else self.accelerator.no_sync(self.model):
-            # 2. Forward: all objectives in one call.
-            output = self.model(
-                pixel_values=batch["pixel_values"],
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                item_ids=batch["item_ids"],
-                text_ids=batch["text_ids"],
-                text_mask=masks.text_mask,
-                masked_input_ids=masks.masked_input_ids,
-                patch_mask=masks.patch_mask,
-                negative_image_index=image_negatives,
-                negative_text_index=text_negatives,
-                teacher_image_feats=seen.image_feats,
-                teacher_text_feats=seen.text_feats,
-                teacher_temperature=seen.temperature,
-                soft_target_weight=self._soft_target_weight(),
-            )
-            losses = {term: output[f"{term}_loss"] for term in TERMS}
-            self._stop_if_not_finite(batch, losses)
-            loss = sum(getattr(self.arguments.objective, f"{term}_weight") * losses[term] for term in TERMS)
+            losses, seen, masks, fallbacks = self._terms(batch)
+            agreed = self._agree(losses, fallbacks)
+            if not agreed.finite:
+                self._stop_not_finite(batch["row_ids"], agreed.losses)
             # 3. Backward, and a step of the optimiser once enough batches are in.
+            loss = sum(getattr(self.arguments.objective, f"{term}_weight") * losses[term] for term in TERMS)
             self.accelerator.backward(loss / optim.gradient_accumulation_steps)
         if stepping:
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optim.max_grad_norm)
+            norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), optim.max_grad_norm))
+            # fp16's scaler leaves such a step out by itself.
+            if not math.isfinite(norm) and self.accelerator.scaler is None:
+                self._stop_not_finite(batch["row_ids"], {"gradient norm": norm})
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.schedule.step()
             self.teacher.update(self.student)
 
         # 4. What remembers: the feature bank and the running mean of ITM.
-        self._remember(batch, seen, losses)
+        self._remember(batch, seen, agreed.losses["itm"])
         progress.micro_step += 1
         if stepping:
             progress.step += 1
-            self._log_step(batch, losses, masks, float(norm), fallbacks)
+            self._log_step(batch, masks, norm, agreed)
         return stepping
+
+    def _terms(self, batch: dict[str, torch.Tensor]):
+        """Compute the objectives of this process's slice.
+
+        Returns:
+            The unweighted losses by name, what the teacher saw, the masks, and the negatives that fell back on rule 1.
+        """
+        inputs, seen, masks, fallbacks = self._look(batch, self._noise(len(batch["row_ids"])))
+        # 2. Forward: all objectives in one call.
+        output = self.model(**inputs)
+        return {term: output[f"{term}_loss"] for term in TERMS}, seen, masks, fallbacks
+
+    def _look(self, batch: dict[str, torch.Tensor], noise: StepNoise):
+        """Return the model's inputs, what the teacher saw, the masks, and the negatives that fell back on rule 1."""
+        # 1. The teacher looks at the unmasked pairs; masks and negatives follow from what it sees.
+        with self.accelerator.autocast():
+            seen = self.teacher(batch)
+            masks = self.masking.masks(self.progress.step, batch, self.teacher, seen, noise)
+        image_negatives, text_negatives, fallbacks = self._negatives(batch, seen, noise)
+        names = ("pixel_values", "input_ids", "attention_mask", "item_ids", "text_ids")
+        inputs = {name: batch[name] for name in names} | {
+            "text_mask": masks.text_mask,
+            "masked_input_ids": masks.masked_input_ids,
+            "patch_mask": masks.patch_mask,
+            "negative_image_index": image_negatives,
+            "negative_text_index": text_negatives,
+            "teacher_image_feats": seen.image_feats,
+            "teacher_text_feats": seen.text_feats,
+            "teacher_temperature": seen.temperature,
+            "soft_target_weight": self._soft_target_weight(),
+        }
+        return inputs, seen, masks, fallbacks
+
+    def _test_gate(self):
+        """Let the main process decide on the gate for all: devices of several kinds might measure apart."""
+        was = self.masking.state()
+        self.masking.test_gate(self.progress.step, self.probe, self.teacher)
+        if was["opened_at"] is None and self.progress.step % self.masking.settings.gate_every == 0:
+            self.masking.load_state(broadcast_object_list([self.masking.state()])[0])
+
+    def _agree(self, losses: dict[str, torch.Tensor], fallbacks: int) -> Agreed:
+        """Share losses, signals and the clock with all processes; one small gather a batch."""
+        mine = torch.stack([losses[term].detach().float() for term in TERMS])
+        more = mine.new_tensor([fallbacks, self.signals.number, self._out_of_time()])
+        shared = gather_rows(torch.cat([mine, more])[None]).cpu()
+        self.stop_signal = int(shared[:, -2].max())
+        self.late = bool(shared[:, -1].any())
+        means = shared[:, : len(TERMS)].mean(dim=0)
+        return Agreed(dict(zip(TERMS, means.tolist())), bool(means.isfinite().all()), int(shared[:, len(TERMS)].sum()))
 
     def _is_last_of_step(self) -> bool:
         """Tell whether the optimiser steps after this batch; the end of an epoch ends a step, so none is left open."""
@@ -273,36 +352,46 @@ class Trainer:
         return objective.soft_target_weight * min(1.0, self.progress.step / max(1, objective.soft_target_ramp_steps))
 
     @torch.no_grad()
-    def _remember(self, batch: dict[str, torch.Tensor], seen: TeacherOutput, losses: dict[str, torch.Tensor]):
+    def _remember(self, batch: dict[str, torch.Tensor], seen: TeacherOutput, itm: float):
         rows = gather_rows(batch["row_ids"])
         self.bank.update(rows.cpu(), gather_rows(seen.image_feats).cpu(), gather_rows(seen.text_feats).cpu())
-        itm = float(self.accelerator.reduce(losses["itm"].detach(), reduction="mean"))
         self.progress.itm_average = ITM_MEMORY * self.progress.itm_average + (1 - ITM_MEMORY) * itm
         self.folder.log_rows(self.progress.step, self.progress.epoch, rows)
 
-    def _log_step(self, batch, losses, masks: StepMasks, norm: float, fallbacks: int):
+    def _note_substitutes(self, asked: torch.Tensor, used: torch.Tensor, reasons: dict[int, str]):
+        """Count and list, on all processes, the rows whose photos could not be read."""
+        pairs = gather_rows(torch.stack([asked, used], dim=1).to(self.accelerator.device)).tolist()
+        replaced = [(row, substitute) for row, substitute in pairs if row != substitute]
+        if not replaced:
+            return
+        reasons = {row: reason for part in gather_object([reasons]) for row, reason in part.items()}
+        for row, substitute in replaced:
+            self.folder.log_substitute(self.progress.step, self.progress.epoch, row, substitute, reasons[row])
+        self.progress.substitutes += len(replaced)
+
+    def _log_step(self, batch: dict[str, torch.Tensor], masks: StepMasks, norm: float, agreed: Agreed):
         progress = self.progress
         if progress.step % self.arguments.run.log_every:
             return
-        reduced = {term: float(self.accelerator.reduce(losses[term].detach(), reduction="mean")) for term in TERMS}
+        shared = {"input_ids": gather_padded(batch["input_ids"], 0), "word_ids": gather_padded(batch["word_ids"], -1)}
+        masks = StepMasks(None, None, None, gather_padded(masks.word_mask, 0).bool())
         figures = {
-            **reduced,
+            **agreed.losses,
             "learning_rate": self.schedule.get_last_lr()[0],
             "gradient_norm": norm,
             "temperature": float(self.student.syncmask.temperature.detach()),
             "mask_strength": self.masking.strength(progress.step),
             "mlm_gap": self.masking.gap,
-            "negatives_fell_back": fallbacks,
-            **self.masking.figures(batch, masks),
+            "negatives_fell_back": agreed.fallbacks,
+            **self.masking.figures(shared, masks),
         }
         self._log("train", figures)
         self.accelerator.log(figures, step=progress.step)
 
-    def _stop_if_not_finite(self, batch, losses):
-        bad = [term for term in TERMS if not torch.isfinite(losses[term])]
-        if bad:
-            rows = gather_rows(batch["row_ids"]).tolist()
-            raise FloatingPointError(
-                f"the {', '.join(bad)} loss is not finite at step {self.progress.step} (rows {rows}). Resume from the "
-                f"last checkpoint (--resume) with a lower --learning_rate or bf16 instead of fp16."
-            )
+    def _stop_not_finite(self, rows: torch.Tensor, figures: dict[str, float]):
+        bad = ", ".join(name for name, value in figures.items() if not math.isfinite(value))
+        stop_all(
+            f"{bad} is not finite at step {self.progress.step} (rows {gather_rows(rows).tolist()}); nothing of this "
+            f"step is kept. Last good checkpoint: {self._last_checkpoint()}. Go on from it with --resume and a lower "
+            "--learning_rate or --max_grad_norm, or with bf16 instead of fp16."
+        )
