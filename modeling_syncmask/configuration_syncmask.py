@@ -209,12 +209,10 @@ def _preset(cls, vision: dict, text: dict, fusion_layers: int, decoder: dict, ov
         },
         "fusion_encoder_config": {
             **_layers({**text, "layers": fusion_layers}),
-            "encoder_hidden_size": vision["width"],
             "hidden_dropout_prob": text["dropout"],
         },
         "mim_decoder_config": {
             **_layers(decoder),
-            "encoder_hidden_size": text["width"],
             "hidden_dropout_prob": text["dropout"],
         },
     }

@@ -299,7 +299,6 @@ class SyncMaskForPreTraining(SyncMaskPreTrainedModel):
         teacher_text_feats: torch.Tensor | None = None,
         teacher_temperature: torch.Tensor | None = None,
         soft_target_weight: float = 0.0,
-        **kwargs,
     ) -> SyncMaskForPreTrainingOutput:
         """Compute the objectives whose inputs are given.
 
