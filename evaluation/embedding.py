@@ -33,19 +33,19 @@ def photos(dataset, rows: np.ndarray) -> list[Image.Image]:
 class Embedder:
     """Features of a corpus's photos and distinct texts, and matching scores of any pairs of them.
 
-    Each distinct text is encoded once, so equal texts have the same features to the bit. The texts' tokens are kept
-    (texts x tokens x width); photos are encoded anew for the matching, since their tokens would not fit the memory
-    at a real size.
+    Equal texts are encoded as one, so they have the same features to the bit. The first matching keeps the texts'
+    tokens (texts x tokens x width); photos are encoded anew for it, since their tokens would not fit the memory at a
+    real size.
 
     Args:
         model: a `SyncMaskForPreTraining`; its mode is not changed, call `.eval()` before.
         processor: its `SyncMaskProcessor`.
         dataset: rows of a corpus.
-        index: its `CorpusIndex`.
+        index: its `CorpusIndex`; photos alone need none.
         batch_size: photos or texts a pass.
     """
 
-    def __init__(self, model, processor, dataset, index: CorpusIndex, *, batch_size: int = 128):
+    def __init__(self, model, processor, dataset, index: CorpusIndex | None = None, *, batch_size: int = 128):
         self.model, self.processor, self.dataset, self.index = model, processor, dataset, index
         self.batch_size = batch_size
         self._tokens: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -62,8 +62,7 @@ class Embedder:
     @torch.no_grad()
     def text_feats(self) -> np.ndarray:
         """(distinct texts, P) float32, unit length, by text id."""
-        embeds, _ = self._text_embeds()
-        parts = [self.model.syncmask.project_text(part).float().cpu() for part in embeds.split(4096)]
+        parts = [self.model.syncmask.project_text(embeds).float().cpu() for embeds, _ in self._encoded_texts()]
         return torch.cat(parts).numpy()
 
     @torch.no_grad()
@@ -95,8 +94,13 @@ class Embedder:
     def _text_embeds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens (T, L, D) and attention mask (T, L) of all distinct texts, encoded on first use."""
         if self._tokens is None:
-            inputs = self.processor(text=self.index.texts)
-            ids, mask = (inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
-            parts = zip(ids.split(self.batch_size), mask.split(self.batch_size))
-            self._tokens = torch.cat([self.model.syncmask.encode_text(*part) for part in parts]), mask
+            embeds, masks = zip(*self._encoded_texts())
+            self._tokens = torch.cat(embeds), torch.cat(masks)
         return self._tokens
+
+    def _encoded_texts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Tokens and attention mask of some distinct texts at a time, all padded to the longest."""
+        inputs = self.processor(text=self.index.texts)
+        ids, masks = (inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+        for part, mask in zip(ids.split(self.batch_size), masks.split(self.batch_size)):
+            yield self.model.syncmask.encode_text(part, mask), mask

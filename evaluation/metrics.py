@@ -61,19 +61,51 @@ def bootstrap_ratio(parts: np.ndarray, weights: np.ndarray, *, seed: int = 0, dr
     return Metric(value=float(parts.sum() / weights.sum()), low=float(low), high=float(high), n=len(parts))
 
 
-def bootstrap_mean_of_means(groups: Sequence[np.ndarray], *, seed: int = 0, draws: int = DRAWS) -> Metric:
-    """Mean of the means of several groups (such as the two directions of retrieval), each resampled by itself."""
-    groups = [np.asarray(group, dtype=np.float64) for group in groups]
-    rng_seeds = range(seed, seed + len(groups))
-    drawn = [_resample([group], seed=s, draws=draws)[:, 0] / len(group) for s, group in zip(rng_seeds, groups)]
+def bootstrap_mean_of_ratios(
+    tallies: Sequence[tuple[np.ndarray, np.ndarray]], *, seeds: Sequence[int] | None = None, draws: int = DRAWS
+) -> Metric:
+    """Mean over several groups (such as the two directions of retrieval) of sum(parts) / sum(weights) of each.
+
+    Args:
+        tallies: (parts, weights), both (units,), a group each; no group is empty.
+        seeds: of the resamples, one a group. Groups with one seed have the same units, which are resampled together;
+            all are apart by default.
+        draws: how many resamples.
+    """
+    tallies = [tuple(np.asarray(column, dtype=np.float64) for column in tally) for tally in tallies]
+    together: dict[int, list[tuple]] = {}
+    for seed, tally in zip(range(len(tallies)) if seeds is None else seeds, tallies, strict=True):
+        together.setdefault(seed, []).append(tally)
+    drawn = []
+    for seed, group in together.items():
+        sums = _resample([column for tally in group for column in tally], seed=seed, draws=draws)
+        drawn += [sums[:, place] / sums[:, place + 1] for place in range(0, 2 * len(group), 2)]
     low, high = np.percentile(np.mean(drawn, axis=0), INTERVAL)
-    value = float(np.mean([group.mean() for group in groups]))
-    return Metric(value=value, low=float(low), high=float(high), n=sum(len(group) for group in groups))
+    value = float(np.mean([parts.sum() / weights.sum() for parts, weights in tallies]))
+    return Metric(value=value, low=float(low), high=float(high), n=sum(len(parts) for parts, _ in tallies))
+
+
+def binomial_ends(metric: Metric) -> Metric:
+    """The same share, with the exact binomial end where nothing or everything hits and a bootstrap has no width.
+
+    Example: of 50 queries none hits: the interval is [0, 0.071].
+    """
+    widest = 0.025 ** (1 / max(metric["n"], 1))
+    low = min(metric["low"], widest) if metric["value"] == 1 else metric["low"]
+    high = max(metric["high"], 1 - widest) if metric["value"] == 0 else metric["high"]
+    return Metric(value=metric["value"], low=low, high=high, n=metric["n"])
 
 
 def _resample(columns: list[np.ndarray], *, seed: int, draws: int, chunk: int = 4_000_000) -> np.ndarray:
-    """Sums (draws, columns) of `draws` resamples with replacement; drawn in chunks to bound the memory."""
+    """Sums (draws, columns) of `draws` resamples with replacement; drawn in chunks to bound the memory.
+
+    Hits take few values, so it is enough to draw how often each value comes (multinomial): the same distribution.
+    """
     rng, n = np.random.default_rng(seed), len(columns[0])
+    table = np.stack(columns, axis=1)
+    values, counts = np.unique(table, axis=0, return_counts=True)
+    if 4 * len(values) <= n:
+        return rng.multinomial(n, counts / n, size=draws) @ values
     sums, step = np.empty((draws, len(columns))), max(1, chunk // n)
     for start in range(0, draws, step):
         stop = min(start + step, draws)
@@ -86,13 +118,16 @@ def _resample(columns: list[np.ndarray], *, seed: int, draws: int, chunk: int = 
 # ------------------------------------------------------------------------------------------------------ retrieval
 
 
-def ranks(scores: np.ndarray, positives: np.ndarray, ignored: np.ndarray | None = None) -> np.ndarray:
+def ranks(
+    scores: np.ndarray, positives: np.ndarray, ignored: np.ndarray | None = None, *, tie: float = 0.0
+) -> np.ndarray:
     """Rank (Q,) int64, from 1, of each query's best positive: 1 + the negatives that score at least as much.
 
     Args:
         scores: (Q, G), larger is better.
         positives: (Q, G) bool, at least one a query.
         ignored: (Q, G) bool, candidates that are no part of the gallery of this query (such as the query itself).
+        tie: scores that differ by no more than this are equal: rounding decides nothing.
 
     Raises:
         ValueError: shapes differ, a score is NaN (it would look like a perfect rank), a query has no positive.
@@ -102,37 +137,37 @@ def ranks(scores: np.ndarray, positives: np.ndarray, ignored: np.ndarray | None 
     scores, positives = np.asarray(scores), np.asarray(positives, dtype=bool)
     if scores.shape != positives.shape or scores.ndim != 2:
         raise ValueError(f"scores {scores.shape} and positives {positives.shape} must both be (queries, gallery)")
-    if np.isnan(scores).any():
+    if np.isnan(scores.sum()) and np.isnan(scores).any():
         raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN: the model diverged")
-    ignored = np.zeros_like(positives) if ignored is None else np.asarray(ignored, dtype=bool)
-    positives = positives & ~ignored
-    if not positives.any(axis=1).all():
-        missing = np.flatnonzero(~positives.any(axis=1))
+    outside = None if ignored is None else np.nonzero(ignored)
+    rows, columns = np.nonzero(positives if ignored is None else positives & ~np.asarray(ignored, dtype=bool))
+    found = np.bincount(rows, minlength=len(scores))
+    if not found.all():
+        missing = np.flatnonzero(found == 0)
         raise ValueError(
             f"{len(missing)} queries have no positive in the gallery (first: {missing[0]}): leave them out"
         )
-    best = np.where(positives, scores, -np.inf).max(axis=1, keepdims=True)
-    return 1 + ((scores >= best) & ~positives & ~ignored).sum(axis=1)
+    if not len(rows):
+        return np.empty(0, dtype=np.int64)
+    values = scores[rows, columns]
+    border = np.maximum.reduceat(values, np.cumsum(found) - found) - tie
+    # Few are positive or ignored, so one pass counts all that reach the border, and these are taken out again.
+    above = np.count_nonzero(scores >= border[:, None], axis=1)
+    above -= np.bincount(rows[values >= border[rows]], minlength=len(scores))
+    if outside is not None:
+        above -= np.bincount(outside[0][scores[outside] >= border[outside[0]]], minlength=len(scores))
+    return 1 + above
 
 
 def recall_at_k(rank: np.ndarray, k: int, *, seed: int = 0) -> Metric:
-    """Share of queries whose rank is at most `k`, with its interval over queries.
-
-    No hit (or no miss) among n would resample to an interval of no width; there it is the exact binomial one.
-    """
-    metric = bootstrap_mean(np.asarray(rank) <= k, seed=seed)
-    widest = 0.025 ** (1 / max(metric["n"], 1))
-    if metric["value"] == 0:
-        metric["high"] = 1 - widest
-    if metric["value"] == 1:
-        metric["low"] = widest
-    return metric
+    """Share of queries whose rank is at most `k`, with its interval over queries (see `binomial_ends`)."""
+    return binomial_ends(bootstrap_mean(np.asarray(rank) <= k, seed=seed))
 
 
 def mean_recall(rank_lists: Sequence[np.ndarray], ks: Sequence[int] = (1, 5, 10), *, seed: int = 0) -> Metric:
     """Mean over directions and over `ks` of the recall: the single figure of a retrieval table."""
     hits = [np.mean([np.asarray(rank) <= k for k in ks], axis=0) for rank in rank_lists]
-    return bootstrap_mean_of_means(hits, seed=seed)
+    return bootstrap_mean_of_ratios([(hit, np.ones(len(hit))) for hit in hits], seeds=range(seed, seed + len(hits)))
 
 
 def chance_recall(num_positives: np.ndarray, num_candidates: np.ndarray, k: int) -> float:

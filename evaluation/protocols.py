@@ -1,60 +1,40 @@
-"""The protocol `items`: image->text, text->image and photo->photo of the same item on a held-out split.
+"""Image-text retrieval over a whole gallery: the protocols `items` and `fashiongen-full`.
 
-The pure half (`retrieval_metrics`) takes features and ids; `items` feeds it from a model and a corpus.
-Scores: `itc`, the cosine of the two towers, and `itm`, the top k of itc re-ranked by the matching head.
+The pure half (`retrieval_outcomes`) takes features and ids; `items` and `fashiongen_full` feed it from a model and a
+corpus. Scores: `itc`, the cosine of the two towers, and `itm`, the top k of itc re-ranked by the matching head.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from syncmask.processing.corpus import CorpusIndex, fingerprint
 from syncmask.processing.garments import GarmentTruth
 
+from .candidates import Candidates
 from .embedding import Embedder
-from .metrics import Metric, chance_recall, exact, mean_recall, ranks, recall_at_k
-from .result import Result, candidates_sha256
+from .metrics import Metric, chance_recall, exact
+from .outcomes import Measure, Outcomes
+from .ranking import Direction, Matching, Relevance, every_rank, rerank
+from .result import Result
 
 KS = (1, 5, 10)
-# Equal features give products that differ by this much with their place in the matrix; it still is a tie.
-TIE = 1e-6
-
-Relevance = Callable[[np.ndarray], np.ndarray]  # query positions (q,) -> (q, gallery) bool
-Matching = Callable[[np.ndarray, np.ndarray], np.ndarray]  # image and text positions (n,), (n,) -> scores (n,)
-
-
-@dataclass(frozen=True)
-class Direction:
-    """One way of searching: features of queries and gallery, and what counts as right.
-
-    Attributes:
-        queries: (Q, D) unit-length features.
-        gallery: (G, D) unit-length features.
-        relevant: by the name of a reading, "" the strict one, what is right for some queries.
-        itself: (Q,) gallery position of the query photo, which is no candidate; None where it is not in the gallery.
-    """
-
-    queries: np.ndarray
-    gallery: np.ndarray
-    relevant: dict[str, Relevance]
-    itself: np.ndarray | None = None
-
-    def scores(self, rows: np.ndarray) -> np.ndarray:
-        """Cosines (q, G) in fp32 (half precision would tie)."""
-        return self.queries[rows].astype(np.float32) @ self.gallery.astype(np.float32).T
-
-    def ignored(self, rows: np.ndarray) -> np.ndarray | None:
-        """The query's own place (q, G), or None."""
-        return None if self.itself is None else self.itself[rows, None] == np.arange(len(self.gallery))
+BOTH = ("image_to_text", "text_to_image")
+ALL = (*BOTH, "photo_to_photo")
 
 
 # --------------------------------------------------------------------------------------------------------- pure
 
 
-def retrieval_metrics(
+def retrieval_metrics(*args, seed: int = 0, **kwargs) -> dict[str, Metric]:
+    """The metrics of `retrieval_outcomes` with their intervals."""
+    return retrieval_outcomes(*args, seed=seed, **kwargs).metrics(seed)
+
+
+def retrieval_outcomes(
     image_feats: np.ndarray,
     text_feats: np.ndarray,
     image_items: np.ndarray,
@@ -66,9 +46,12 @@ def retrieval_metrics(
     rerank_k: int = 16,
     rerank_queries: int | None = None,
     ks: Sequence[int] = KS,
+    directions: Sequence[str] = ALL,
+    photo_names: Sequence[str] | None = None,
+    item_names: Sequence[str] | None = None,
     seed: int = 0,
-) -> dict[str, Metric]:
-    """Recalls of the three directions, by score and by reading, with chance beside.
+) -> Outcomes:
+    """Ranks of every query in the three directions, by score and by reading, with chance beside.
 
     Args:
         image_feats: (I, D) unit length, one a photo.
@@ -82,63 +65,41 @@ def retrieval_metrics(
         rerank_k: how many of itc's best are re-ranked.
         rerank_queries: re-rank for a seeded sample of at most this many queries a direction; None = all.
         ks: the k of recall@k.
-        seed: of bootstrap and sample.
+        directions: which of `image_to_text`, `text_to_image` and `photo_to_photo` are scored.
+        photo_names: (I,) what the photos are called in the file of queries; their positions by default.
+        item_names: (T,) the same for the texts.
+        seed: of the sample.
 
     Returns:
-        `image_to_text/recall@1/itc` ..., `both_ways/mean_recall/itc` (mean over `ks` and the two directions).
+        Outcomes with the metrics `image_to_text/recall@1/itc` ..., `both_ways/mean_recall/itc` (mean over `ks` and the
+        two directions).
 
     Raises:
         ValueError: an item has two texts in the gallery, or a photo's item has none.
     """
     _check_ids(image_items, text_items)
-    ways = _directions(image_feats, text_feats, image_items, text_items, text_ids, true_pairs)
-    found: dict[str, dict[str, np.ndarray]] = {}
+    every = _directions(image_feats, text_feats, image_items, text_items, text_ids, true_pairs)
+    ways = {name: way for name, way in every.items() if name in directions and len(way.queries)}
+    photos = _names(photo_names, len(image_items))
+    names = {
+        "image_to_text": photos,
+        "text_to_image": _names(item_names, len(text_items)),
+        "photo_to_photo": photos[_several(image_items)],
+    }
+    outcomes = Outcomes(ids={name: names[name] for name in ways})
     for name, way in ways.items():
-        every = np.arange(len(way.queries))
-        if len(every):
-            found[name] = {"itc": every_rank(way, every)}
-            for reading in [reading for reading in way.relevant if reading]:
-                found[name][f"itc_{reading}"] = every_rank(way, every, reading)
-    if matching is not None:
-        for name in ("image_to_text", "text_to_image"):
+        _add_ranks(outcomes, name, "itc", every_rank(way, np.arange(len(way.queries))))
+        if matching is not None and name in BOTH:
             pairs = matching if name == "image_to_text" else lambda text, image: matching(image, text)
-            sample = _sample(len(ways[name].queries), rerank_queries, seed)
-            found[name] |= rerank(ways[name], sample, pairs, rerank_k)
-    return _summary(found, ways, ks, seed)
+            sample = _sample(len(way.queries), rerank_queries, seed)
+            _add_ranks(outcomes, name, "itm", rerank(way, sample, pairs, rerank_k), sample)
+    _define(outcomes, ways, ks)
+    return outcomes
 
 
-def every_rank(way: Direction, rows: np.ndarray, reading: str = "", chunk: int = 1024) -> np.ndarray:
-    """Ranks (q,) of the queries `rows`, computed a chunk at a time so that a big gallery fits the memory."""
-    parts = []
-    for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk]
-        relevant = way.relevant[reading](part)
-        parts.append(ranks(_generous(way.scores(part), relevant), relevant, way.ignored(part)))
-    return np.concatenate(parts)
-
-
-def rerank(way: Direction, rows: np.ndarray, matching: Matching, k: int, chunk: int = 512) -> dict[str, np.ndarray]:
-    """Ranks by reading after the `k` best by cosine are put in the order of the matching head.
-
-    Candidates outside the k best keep their order by cosine behind them. `matching` gets gallery positions second.
-    """
-    k, parts = min(k, len(way.gallery)), {f"itm_{name}".rstrip("_"): [] for name in way.relevant}
-    for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk]
-        scores = way.scores(part).astype(np.float64)
-        best = np.argsort(-_generous(scores, way.relevant[""](part)), axis=1, kind="stable")[:, :k]
-        matched = matching(np.repeat(part, k), best.reshape(-1)).reshape(best.shape).astype(np.float64)
-        # Above every cosine (at most 1), whatever the range of the head's logits.
-        np.put_along_axis(scores, best, matched - matched.min() + 2, axis=1)
-        for name, relevance in way.relevant.items():
-            relevant = relevance(part)
-            parts[f"itm_{name}".rstrip("_")].append(ranks(_generous(scores, relevant), relevant))
-    return {name: np.concatenate(part) for name, part in parts.items()}
-
-
-def _generous(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Scores with the right ones lowered by TIE, so that what differs by rounding alone is a tie and counts against."""
-    return scores - TIE * relevant.astype(scores.dtype)
+def _add_ranks(outcomes: Outcomes, way: str, score: str, by_reading: dict, rows: np.ndarray | None = None) -> None:
+    for reading, rank in by_reading.items():
+        outcomes.add(f"{way}/{score}_{reading}".rstrip("_"), rank, rows)
 
 
 def _directions(
@@ -151,10 +112,11 @@ def _directions(
 ) -> dict[str, Direction]:
     """The three directions; readings that need what was not given are absent."""
     images, texts = np.arange(len(image_items)), np.arange(len(text_items))
+    image_items, text_items = _small_ids(image_items, text_items)
     to_text: dict[str, Relevance] = {"": lambda rows: image_items[rows, None] == text_items}
     to_image: dict[str, Relevance] = {"": lambda rows: text_items[rows, None] == image_items}
     if text_ids is not None:
-        order = np.argsort(text_items)
+        (text_ids,), order = _small_ids(text_ids), np.argsort(text_items)
         image_texts = text_ids[order[np.searchsorted(text_items, image_items, sorter=order)]]
         to_text["duplicates"] = lambda rows: image_texts[rows, None] == text_ids
         to_image["duplicates"] = lambda rows: text_ids[rows, None] == image_texts
@@ -162,7 +124,7 @@ def _directions(
         # An item's own text always counts, even where the truth table would call it contradicted.
         to_text["tolerant"] = lambda rows: true_pairs(rows[:, None], texts[None]) | to_text[""](rows)
         to_image["tolerant"] = lambda rows: true_pairs(images[None], rows[:, None]) | to_image[""](rows)
-    several = np.flatnonzero(np.isin(image_items, _repeated(image_items)))
+    several = _several(image_items)
     to_photo: dict[str, Relevance] = {"": lambda rows: image_items[several[rows], None] == image_items}
     return {
         "image_to_text": Direction(image_feats, text_feats, to_text),
@@ -171,31 +133,26 @@ def _directions(
     }
 
 
-def _summary(
-    found: dict[str, dict[str, np.ndarray]], ways: dict[str, Direction], ks: Sequence[int], seed: int
-) -> dict[str, Metric]:
-    """Ranks by direction and score -> metrics by name."""
-    metrics: dict[str, Metric] = {}
-    for name, by_score in found.items():
-        positives, candidates = _sizes(ways[name])
+def _define(outcomes: Outcomes, ways: dict[str, Direction], ks: Sequence[int]) -> None:
+    """The table: recalls of each direction with chance beside, then the mean of both."""
+    levels = []
+    for name, way in ways.items():
+        scores, (positives, candidates) = _scores(outcomes, name), way.sizes()
         for k in ks:
-            for score, rank in by_score.items():
-                metrics[f"{name}/recall@{k}/{score}"] = recall_at_k(rank, k, seed=seed)
-            chance = chance_recall(positives, candidates, k)
-            metrics[f"{name}/recall@{k}/chance"] = exact(chance, len(positives))
-    for score in found["image_to_text"]:
-        both = [found["image_to_text"][score], found["text_to_image"][score]]
-        metrics[f"both_ways/mean_recall/{score}"] = mean_recall(both, ks, seed=seed)
-    levels = [metrics[f"{way}/recall@{k}/chance"]["value"] for way in ("image_to_text", "text_to_image") for k in ks]
-    metrics["both_ways/mean_recall/chance"] = exact(np.mean(levels), metrics["both_ways/mean_recall/itc"]["n"])
-    return metrics
+            outcomes.recalls(name, scores, [k])
+            level = chance_recall(positives, candidates, k)
+            outcomes.define(f"{name}/recall@{k}/chance", exact(level, len(positives)))
+            levels += [level] if name in BOTH else []
+    if all(name in ways for name in BOTH):
+        for score in _scores(outcomes, "image_to_text"):
+            both = tuple(f"{name}/{score}" for name in BOTH)
+            outcomes.define(f"both_ways/mean_recall/{score}", Measure(both, tuple(ks)))
+        asked = sum(len(outcomes.ids[name]) for name in BOTH)
+        outcomes.define("both_ways/mean_recall/chance", exact(np.mean(levels), asked))
 
 
-def _sizes(way: Direction, chunk: int = 1024) -> tuple[np.ndarray, int]:
-    """Positives of each query (Q,) under the strict reading, and the size of its gallery."""
-    queries, own = np.arange(len(way.queries)), 0 if way.itself is None else 1
-    counts = [way.relevant[""](queries[s : s + chunk]).sum(axis=1) - own for s in range(0, len(queries), chunk)]
-    return np.concatenate(counts), len(way.gallery) - own
+def _scores(outcomes: Outcomes, way: str) -> list[str]:
+    return [name.removeprefix(f"{way}/") for name in outcomes.values if name.startswith(f"{way}/")]
 
 
 def _check_ids(image_items: np.ndarray, text_items: np.ndarray) -> None:
@@ -214,6 +171,21 @@ def _repeated(ids: np.ndarray) -> np.ndarray:
     return values[counts > 1]
 
 
+def _small_ids(*ids: np.ndarray) -> list[np.ndarray]:
+    """The same ids numbered anew from 0 as int32: comparing them takes half as long."""
+    numbers = np.unique(np.concatenate(ids), return_inverse=True)[1].astype(np.int32)
+    return np.split(numbers, np.cumsum([len(part) for part in ids])[:-1])
+
+
+def _several(image_items: np.ndarray) -> np.ndarray:
+    """Positions of the photos whose item has another one."""
+    return np.flatnonzero(np.isin(image_items, _repeated(image_items)))
+
+
+def _names(names: Sequence[str] | None, count: int) -> np.ndarray:
+    return np.arange(count).astype(str) if names is None else np.asarray(names, dtype=str)
+
+
 def _sample(n: int, limit: int | None, seed: int) -> np.ndarray:
     if limit is None or limit >= n:
         return np.arange(n)
@@ -223,11 +195,33 @@ def _sample(n: int, limit: int | None, seed: int) -> np.ndarray:
 # --------------------------------------------------------------------------------------------- with a model
 
 
-def items(
+def items(model, processor, dataset, **options) -> Result:
+    """image->text, text->image and photo->photo of the same item, on any corpus with several photos an item.
+
+    Where the corpus carries ground truth (the generated one), `tolerant` recalls are reported too. Arguments are those
+    of `whole_gallery`.
+    """
+    truth = "claimed" in dataset.column_names
+    return whole_gallery("items", model, processor, dataset, directions=ALL, tolerant=truth, **options)
+
+
+def fashiongen_full(model, processor, dataset, **options) -> Result:
+    """Every photo against all product texts (one is right), every text against all photos (any of the product is).
+
+    FashionGen's validation split has 32,528 photos of about 7,500 products. Products with equal texts (colour
+    variants) count as errors, and beside it, as `*_duplicates`, as hits. Arguments are those of `whole_gallery`.
+    """
+    return whole_gallery("fashiongen-full", model, processor, dataset, directions=BOTH, **options)
+
+
+def whole_gallery(
+    protocol: str,
     model,
     processor,
     dataset,
     *,
+    directions: Sequence[str],
+    tolerant: bool = False,
     corpus_name: str = "",
     split: str = "test",
     max_rows: int | None = None,
@@ -236,12 +230,15 @@ def items(
     rerank_queries: int | None = None,
     seed: int = 0,
 ) -> Result:
-    """Runs the protocol on one split of a corpus with several photos an item.
+    """Runs a protocol of whole galleries on one split of a corpus.
 
     Args:
+        protocol: its name.
         model: a `SyncMaskForPreTraining`.
         processor: its `SyncMaskProcessor`.
         dataset: rows of `load_corpus`, none of whose items was trained on.
+        directions: see `retrieval_outcomes`.
+        tolerant: with the reading `tolerant`; the corpus carries ground truth.
         corpus_name: for the result.
         split: for the result.
         max_rows: use whole items up to this many photos, a seeded sample; None = all.
@@ -249,20 +246,17 @@ def items(
         rerank_k: how many of the best by cosine the matching head re-ranks; 0 = no `itm`.
         rerank_queries: re-rank for at most this many queries a direction; None = all.
         seed: of samples and bootstrap.
-
-    Where the corpus carries ground truth (the generated one), `tolerant` recalls are reported too.
     """
-    rows = sample_items(CorpusIndex.from_dataset(dataset).item_ids, max_rows, seed)
-    dataset = dataset.select(rows) if len(rows) < len(dataset) else dataset
+    dataset = in_canonical_order(dataset, max_rows, seed)
     index = CorpusIndex.from_dataset(dataset)
     firsts = np.unique(index.item_ids, return_index=True)[1]
     embedder = Embedder(model, processor, dataset, index, batch_size=batch_size)
-    image_feats, distinct_feats = embedder.image_feats(), embedder.text_feats()
-    gallery = index.text_ids[firsts]
-    truth = GarmentTruth.from_dataset(dataset) if "claimed" in dataset.column_names else None
-    metrics = retrieval_metrics(
-        image_feats,
-        distinct_feats[gallery],
+    gallery, names = index.text_ids[firsts], photo_names(dataset)
+    truth = GarmentTruth.from_dataset(dataset) if tolerant else None
+    item_names = np.asarray(dataset["item_id"], dtype=str)[firsts]
+    outcomes = retrieval_outcomes(
+        embedder.image_feats(),
+        embedder.text_feats()[gallery],
         index.item_ids,
         index.item_ids[firsts],
         text_ids=gallery,
@@ -270,15 +264,46 @@ def items(
         matching=(lambda image, text: embedder.matching(image, gallery[text])) if rerank_k else None,
         rerank_k=rerank_k,
         rerank_queries=rerank_queries,
+        directions=directions,
+        photo_names=names,
+        item_names=item_names,
         seed=seed,
     )
+    asked = {"photos": names, "items": item_names, "texts": gallery}
+    options = {"rerank": np.array([rerank_k, rerank_queries or 0, seed if rerank_queries else 0])}
     return Result(
-        protocol="items",
+        protocol=protocol,
         version=1,
         corpus=describe_corpus(dataset, corpus_name, split, len(firsts)),
-        metrics=metrics,
-        candidates_sha256=candidates_sha256(dataset["item_id"], gallery, [rerank_k, rerank_queries or 0, seed]),
+        metrics=outcomes.metrics(seed),
+        outcomes=outcomes,
+        candidates=Candidates(asked | options),
     )
+
+
+def in_canonical_order(dataset, max_rows: int | None = None, seed: int = 0):
+    """The rows of a seeded sample of whole items, by item, view and place: the same whatever order they came in."""
+    items, views = np.asarray(dataset["item_id"], dtype=str), _views(dataset)
+    order = np.lexsort((views, items))
+    sample = sample_items(np.unique(items[order], return_inverse=True)[1], max_rows, seed)
+    rows = order[sample]
+    return dataset if np.array_equal(rows, np.arange(len(dataset))) else dataset.select(rows)
+
+
+def photo_names(dataset) -> np.ndarray:
+    """A name for each photo, "item/view/number": the number tells photos of one item and view apart."""
+    seen: Counter = Counter()
+    names = []
+    for item, view in zip(dataset["item_id"], _views(dataset)):
+        names.append(f"{item}/{view}/{seen[item, view]}")
+        seen[item, view] += 1
+    return np.asarray(names, dtype=str)
+
+
+def _views(dataset) -> np.ndarray:
+    if "view" not in dataset.column_names:
+        return np.full(len(dataset), "")
+    return np.asarray([view or "" for view in dataset["view"]], dtype=str)
 
 
 def sample_items(item_ids: np.ndarray, max_rows: int | None, seed: int) -> np.ndarray:

@@ -8,14 +8,17 @@ import math
 import os
 import platform
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
+from .candidates import Candidates
 from .metrics import Metric
+from .outcomes import Outcomes
 
+SCHEMA = ("protocol", "version", "corpus", "model", "metrics", "candidates_sha256", "command", "versions")
 NOTE = "In %, with 95 % bootstrap intervals over the n queries, rows, items or batches that were measured."
 
 
@@ -24,7 +27,8 @@ class Result:
     """Metrics of one protocol with everything that is needed to compare them honestly.
 
     A metric's name is QUANTITY/FIGURE/SCORE, as in `image_to_text/recall@10/itc`. What a figure must be read against
-    is a score of its own beside it: `.../chance`, `.../random`, `.../oracle`.
+    is a score of its own beside it: `.../chance`, `.../random`, `.../oracle`. What each query got and the candidate
+    lists, where the protocol keeps them, are saved beside the result and named in it by their hashes.
     """
 
     protocol: str
@@ -33,8 +37,15 @@ class Result:
     model: dict = field(default_factory=dict)
     metrics: dict[str, Metric] = field(default_factory=dict)
     candidates_sha256: str = ""
+    queries_sha256: str = ""
     command: str = field(default_factory=lambda: " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     versions: dict[str, str] = field(default_factory=lambda: library_versions())
+    outcomes: Outcomes | None = field(default=None, repr=False, compare=False)
+    candidates: Candidates | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self):
+        if self.candidates is not None and not self.candidates_sha256:
+            self.candidates_sha256 = self.candidates.sha256
 
     def value(self, name: str) -> float:
         """The value of one metric; an unknown name raises a KeyError that lists those of the same quantity."""
@@ -43,25 +54,40 @@ class Result:
             raise KeyError(f"{self.protocol} has no metric {name!r}; it has {near or sorted(self.metrics)}")
         return self.metrics[name]["value"]
 
+    def content(self) -> dict:
+        """What the JSON file holds; a metric that could not be measured has null for a value."""
+        content = {name: getattr(self, name) for name in SCHEMA}
+        content["metrics"] = {name: _jsonable(metric) for name, metric in self.metrics.items()}
+        return content | ({"queries_sha256": self.queries_sha256} if self.queries_sha256 else {})
+
     def save(self, path: str | Path) -> Path:
-        """Writes JSON to `path` (a file, or a folder that gets PROTOCOL.json), whole or not at all."""
+        """Writes JSON to `path` (a file, or a folder that gets PROTOCOL.json), whole or not at all.
+
+        Beside it go PROTOCOL.queries.npz and PROTOCOL.candidates.npz, where the result has them.
+        """
         path = Path(path)
         path = path / f"{self.protocol}.json" if path.suffix != ".json" else path
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = asdict(self) | {"metrics": {name: _jsonable(metric) for name, metric in self.metrics.items()}}
+        if self.outcomes is not None:
+            self.queries_sha256 = self.outcomes.save(beside(path, "queries"))
+        if self.candidates is not None:
+            self.candidates.save(beside(path, "candidates"))
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(self.content(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         partial.replace(path)
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
         """Reads what `save` wrote; a file of another schema raises a ValueError that says what is missing."""
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        missing = {"protocol", "version", "metrics"} - set(content)
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}; give a results/PROTOCOL.json") from error
+        missing = {"protocol", "version", "metrics"} - set(content if isinstance(content, dict) else ())
         if missing:
             raise ValueError(f"{path} is no result of a protocol: it lacks {sorted(missing)}")
-        known = {name: value for name, value in content.items() if name in cls.__dataclass_fields__}
+        known = {name: value for name, value in content.items() if name in (*SCHEMA, "queries_sha256")}
         known["metrics"] = {name: _measured(metric) for name, metric in known["metrics"].items()}
         return cls(**known)
 
@@ -71,7 +97,7 @@ class Result:
         for quantity, rows, figures in pivot(self.metrics):
             cells = [[quantity.replace("_", " "), *figures, "n"]]
             cells += [[name, *(cell(row.get(figure)) for figure in figures), counts(row)] for name, row in rows.items()]
-            lines += ["", *_aligned(cells)]
+            lines += ["", *aligned(cells)]
         return "\n".join([*lines, "", NOTE])
 
     def _subject(self) -> str:
@@ -79,12 +105,33 @@ class Result:
         return (": " if parts else "") + ", ".join(parts)
 
 
+def beside(path: str | Path, what: str) -> Path:
+    """The file of queries or candidates that belongs to a result's file.
+
+    Example: `beside("results/items.json", "queries")` is `results/items.queries.npz`.
+    """
+    return Path(path).with_name(f"{Path(path).stem}.{what}.npz")
+
+
 def comparable(first: Result, second: Result) -> None:
-    """Raises a ValueError unless the two were measured by the same protocol on the same candidates."""
-    for what in ("protocol", "version", "candidates_sha256"):
-        one, other = getattr(first, what), getattr(second, what)
+    """Raises a ValueError unless the two were measured by the same protocol on the same corpus and candidates."""
+    pairs = [(what, getattr(first, what), getattr(second, what)) for what in ("protocol", "version")]
+    pairs += [
+        (f"corpus {what}", first.corpus.get(what), second.corpus.get(what)) for what in ("split", "rows", "items")
+    ]
+    pairs += [("corpus contents", corpus_contents(first), corpus_contents(second))]
+    pairs += [("candidates_sha256", first.candidates_sha256, second.candidates_sha256)]
+    for what, one, other in pairs:
         if one != other:
-            raise ValueError(f"these results are not comparable: {what} is {one!r} in one and {other!r} in the other")
+            raise ValueError(
+                f"these results are not comparable: {what} is {one!r} in one and {other!r} in the other; "
+                "evaluate both models by the same protocol, options, seed and corpus"
+            )
+
+
+def corpus_contents(result: Result) -> str:
+    """The part of the fingerprint that is of rows, items and texts alone, and so survives a move of the photos."""
+    return "-".join(result.corpus.get("fingerprint", "").split("-")[1:])
 
 
 def pivot(metrics: dict[str, Metric]) -> list[tuple[str, dict[str, dict[str, Metric]], list[str]]]:
@@ -148,7 +195,8 @@ def counts(row: dict[str, Metric]) -> str:
     return "/".join(dict.fromkeys(str(metric["n"]) for metric in row.values() if metric["n"]))
 
 
-def _aligned(cells: list[list[str]]) -> list[str]:
+def aligned(cells: list[list[str]]) -> list[str]:
+    """Lines of a plain-text table, columns aligned, a rule under the head."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
     return [lines[0], "-" * max(len(line) for line in lines), *lines[1:]]

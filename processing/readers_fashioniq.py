@@ -15,6 +15,7 @@ from pathlib import Path
 
 import datasets
 
+from .readers_tabular import ASIDE, PLAN, read_parquet
 from .safe_paths import inside
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,28 @@ def join_captions(captions: Sequence[str], *, swapped: bool = False) -> str:
     """
     kept = [caption.strip() for caption in captions if caption and caption.strip()]
     return " and ".join(kept[::-1] if swapped else kept)
+
+
+def load_fashioniq(root: Path) -> FashionIQ:
+    """FashionIQ from its own folder or from what `syncmask corpus convert` made of it.
+
+    Raises:
+        FileNotFoundError, ValueError: neither of them, or as `read_fashioniq`.
+
+    Example:
+        >>> load_fashioniq("fashion_iq").gallery("original", "dress")  # doctest: +SKIP
+    """
+    root = Path(root).expanduser()
+    if holds_fashioniq(root):
+        return read_fashioniq(root)
+    if not ((root / PLAN).is_file() and (root / ASIDE).is_dir()):
+        raise FileNotFoundError(
+            f"{root} is not FashionIQ: wanted captions/, image_splits/ and images/, or a conversion of them "
+            f"with its {PLAN} and {ASIDE}/."
+        )
+    plan = json.loads((root / PLAN).read_text(encoding="utf-8"))
+    (photos,) = read_parquet(root / ASIDE).values()
+    return _report(FashionIQ(read_parquet(root), photos, plan["missing"], plan["leaks"]))
 
 
 def holds_fashioniq(root: Path) -> bool:

@@ -113,7 +113,8 @@ def _members(file: Path) -> Iterator[tuple[str, bytes]]:
     try:
         shard = tarfile.open(file, "r:*")
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read as a tar shard: {error}. Download or pack it again.") from error
+        reason = str(error).splitlines()[-1].removeprefix("- method tar: ")
+        raise ValueError(f"{file} cannot be read as a tar shard: {reason}. Download or pack it again.") from error
     with shard:
         while (member := _next(shard, file)) is not None:
             _refuse(member, file)

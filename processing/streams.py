@@ -69,20 +69,29 @@ def stream_of_table(rows: datasets.Dataset, *, piece_rows: int = 1000, batch: in
 
 
 def table_of_stream(stream: RowStream) -> datasets.Dataset:
-    """A stream as a memory-mapped table, written once to the cache of `datasets`; photos that are pixels become PNG."""
-    return datasets.Dataset.from_generator(
-        _cells,
-        features=stream.features,
-        gen_kwargs={
-            "read": stream.read,
-            "pieces": list(stream.pieces),
-            "photos": photo_columns(stream.features),
-            "stamp": f"{VERSION}-{stream.stamp}",
-        },
-    )
+    """A stream as a memory-mapped table, written once to the cache of `datasets`; photos that are pixels become PNG.
+
+    Raises:
+        ValueError: what the reader raised for a file that is damaged further on.
+    """
+    try:
+        return datasets.Dataset.from_generator(
+            _cells,
+            features=stream.features,
+            gen_kwargs={
+                "read": stream.read,
+                "pieces": stream.pieces,
+                "photos": tuple(photo_columns(stream.features)),
+                "stamp": f"{VERSION}-{stream.stamp}",
+            },
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
 
 
-def _cells(read: Callable, pieces: list[tuple], photos: list[str], stamp: str) -> Iterator[dict]:
+def _cells(read: Callable, pieces: tuple[tuple, ...], photos: tuple[str, ...], stamp: str) -> Iterator[dict]:
     for piece in pieces:
         for row in read(*piece):
             yield row | {name: photo_cell(row[name]) for name in photos}

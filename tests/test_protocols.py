@@ -506,7 +506,7 @@ def test_the_commands_write_results_and_report(run):
 def test_commands_end_in_one_line_where_the_user_can_mend_it(run, tmp_path):
     runner = CliRunner()
     wrong_split = runner.invoke(app, ["evaluate", str(run), "--split", "nope"])
-    assert wrong_split.exit_code == 2 and "nope" in wrong_split.output
+    assert wrong_split.exit_code == 1 and "nope" in wrong_split.output
     assert runner.invoke(app, ["report", str(tmp_path)]).exit_code == 2
     empty = runner.invoke(app, ["evaluate", str(tmp_path)])
     assert empty.exit_code == 1 and "config.json" in empty.output and "Traceback" not in empty.output

@@ -129,6 +129,11 @@ class ObjectiveArguments(Checked):
     grouping: Literal["random", "grouped"] = setting(
         "grouped", "batches at random, or of similar pairs (hard negatives) once matching has begun to learn"
     )
+    grouped_share: float = share(
+        0.5,
+        "grouping: share of an epoch's batches that is grouped; the others stay random, so that a batch also "
+        "compares what lies far apart",
+    )
     semi_hard_margin: float | None = setting(
         None, "negatives must be this much less similar than the positive (cosine); none = no such rule"
     )

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from syncmask.processing.collator import UnreadablePhoto
+
 NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too large"}
 NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 NO_MEMORY = ("can't allocate memory", "out of memory", "bad allocation")
@@ -88,6 +90,8 @@ def explain(problem: BaseException) -> str | None:
             "set --mixed_precision bf16; then go on from the last checkpoint with --resume (a new global batch size "
             "needs a new run)."
         )
+    if isinstance(problem, UnreadablePhoto):
+        return f"{problem} Then go on with --resume."
     if isinstance(problem, OSError) and problem.errno in NO_ROOM:
         return f"{NO_ROOM[problem.errno]}: {problem}. What was saved before is whole: free some room, then --resume."
     if isinstance(problem, OSError) and problem.errno in NOT_WRITABLE:

@@ -55,8 +55,12 @@ def plan_epoch(
     tau: float | None,
     part_size: int = 2000,
     margin: float | None = None,
+    share: float = 1.0,
 ) -> Grouping:
     """Order the rows of an epoch: those with features grouped, those never seen in random batches, all shuffled.
+
+    With `share` below 1, a seeded part of the rows with features goes to random batches too, others each epoch: batches
+    of neighbours alone never compare what lies far apart.
 
     The tail is drawn anew each epoch, from rows seen before as far as there are any, so no row is left out for
     ever. Where the rows never seen do not fill their last batch, seen rows are drawn to fill it.
@@ -74,6 +78,7 @@ def plan_epoch(
         tau: text overlap that is forbidden.
         part_size: rows of a part of the walk.
         margin: rule 3, off by default.
+        share: of the rows, at most, in grouped batches.
 
     Returns:
         A Grouping; the same for any number of processes.
@@ -83,8 +88,8 @@ def plan_epoch(
     # Rows never seen first, the others in random order: cut off from the end, the tail is of seen rows.
     rows = np.lexsort((rng.random(len(seen)), seen))
     used = len(rows) // batch_size * batch_size
-    unseen = int((~seen).sum())
-    at_random = min(used, -(-unseen // batch_size) * batch_size)
+    ungrouped = max(int((~seen).sum()), round((1 - share) * used))
+    at_random = min(used, -(-ungrouped // batch_size) * batch_size)
     chance, similar, tail = np.split(rows, [at_random, used])
     shuffled = random_batches(item_ids[chance], text_ids[chance], seed=(seed, epoch, 1), batch_size=batch_size)
     grouping = group_batches(

@@ -19,12 +19,14 @@ class EpochPlanner:
     Args:
         data: the rows that are trained on. bank: their features.
         seed: the run's. batch_size: rows of a global batch.
-        margin: rule 3 of grouping, None = off.
+        margin: rule 3 of grouping, None = off. share: of the batches that are grouped.
     """
 
-    def __init__(self, data: TrainData, bank: FeatureBank, seed: int, batch_size: int, margin: float | None):
+    def __init__(
+        self, data: TrainData, bank: FeatureBank, seed: int, batch_size: int, margin: float | None, share: float
+    ):
         self.data, self.bank, self.seed = data, bank, seed
-        self.batch_size, self.margin = batch_size, margin
+        self.batch_size, self.margin, self.share = batch_size, margin, share
         self.truth = GarmentTruth.from_dataset(data.rows) if "claimed" in data.rows.column_names else None
 
     def __call__(self, epoch: int, grouped: bool) -> tuple[np.ndarray, dict[str, float]]:
@@ -44,6 +46,7 @@ class EpochPlanner:
                 batch_size=self.batch_size,
                 tau=self.data.tau,
                 margin=self.margin,
+                share=self.share,
             )
             order, figures["fallbacks"] = plan.order, plan.fallbacks
         else:

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from syncmask import register_auto_classes
 from syncmask.evaluation.protocols import items
 from syncmask.evaluation.result import library_versions
+from syncmask.processing.collator import UnreadablePhoto
 from syncmask.processing.corpus import fingerprint
 
 from .arguments import PretrainArguments, load_arguments, save_config
@@ -34,6 +35,7 @@ from .processes import on_main
 from .resume import changes, resume_newest, save_trainer
 from .run_folder import RunFolder
 from .sampler import FeatureBank, GroupedBatchSampler
+from .substitutes import readable
 from .teacher import MomentumTeacher
 from .trainer import Trainer
 
@@ -169,6 +171,7 @@ def build_trainer(arguments: PretrainArguments, accelerator: Accelerator, corpus
         len(data.rows), global_batch, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
     bank = FeatureBank(len(data.rows), model.config.projection_dim)
+    size = data_args.image_size
     total_steps = optim.epochs * -(-sampler.batches // optim.gradient_accumulation_steps)
     total_steps = min(total_steps, optim.max_steps or total_steps)
     optimizer = make_optimizer(model, learning_rate=optim.learning_rate, weight_decay=optim.weight_decay)
@@ -186,11 +189,11 @@ def build_trainer(arguments: PretrainArguments, accelerator: Accelerator, corpus
         processor=processor,
         data=data,
         probe=build_probe(
-            data.probe_rows, processor, data_args.image_size, objective.word_mask_rate, seed, accelerator.device
+            readable(data.probe_rows), processor, size, objective.word_mask_rate, seed, accelerator.device
         ),
         sampler=sampler,
         bank=bank,
-        plan_epoch=EpochPlanner(data, bank, seed, global_batch, objective.semi_hard_margin),
+        plan_epoch=EpochPlanner(data, bank, seed, global_batch, objective.semi_hard_margin, objective.grouped_share),
         validate=validate,
         save=save_trainer,
         folder=folder,
@@ -204,15 +207,12 @@ def validate_items(model, *, processor, dataset, seed: int) -> dict[str, float]:
         return {}
     training = model.training
     model.eval()
-    result = items(
-        model,
-        processor,
-        dataset,
-        split="validation",
-        max_rows=VALIDATION_ROWS,
-        rerank_queries=VALIDATION_QUERIES,
-        seed=seed,
-    )
+    options = {"max_rows": VALIDATION_ROWS, "rerank_queries": VALIDATION_QUERIES, "seed": seed}
+    try:
+        result = items(model, processor, dataset, split="validation", **options)
+    except UnreadablePhoto:
+        # A photo that went bad must not end a run that only looks on.
+        result = items(model, processor, readable(dataset), split="validation", **options)
     model.train(training)
     figures = {name: metric["value"] for name, metric in result.metrics.items()}
     return {"recall_mean": figures["both_ways/mean_recall/itc"], **figures}

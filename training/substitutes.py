@@ -6,17 +6,21 @@ photos of its item, then the rows that this epoch drops, in an order that follow
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from syncmask.processing.collator import Collator, PhotoDataset, UnreadablePhoto
+from syncmask.processing.collator import Collator, PhotoDataset, UnreadablePhoto, read_photo
 from syncmask.processing.corpus import CorpusIndex
 
 from .sampler import GroupedBatchSampler
+
+logger = logging.getLogger(__name__)
 
 
 class GlobalBatch(NamedTuple):
@@ -117,3 +121,16 @@ class SubstitutingCollator:
         asked = [record.get("asked", record["row_id"]) for record in records]
         reasons = {record["asked"]: record["reason"] for record in records if "asked" in record}
         return self.collator(records) | {"asked_ids": torch.tensor(asked), "reasons": reasons}
+
+
+def readable(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Leave out the rows whose photos cannot be read, with a warning that counts them; reads every photo."""
+    cells = dataset.select_columns(["image"]).with_format(None).cast_column("image", datasets.Image(decode=False))
+    kept = []
+    for row, cell in enumerate(cells):
+        try:
+            read_photo(cell["image"], row)
+            kept.append(row)
+        except UnreadablePhoto as problem:
+            logger.warning("left out: %s", problem)
+    return dataset.select(kept)

@@ -169,7 +169,9 @@ class Trainer:
 
     def _start_epoch(self, may_group: bool):
         progress = self.progress
-        progress.grouped = may_group and progress.epoch > 0 and progress.itm_average < ITM_LEARNED
+        # Grouped batches are harder than those that ITM is judged by, so grouping stays on once it has begun.
+        learned = progress.epoch > 0 and progress.itm_average < ITM_LEARNED
+        progress.grouped = may_group and (progress.grouped or learned)
         order, figures = on_main(lambda: self.plan_epoch(progress.epoch, progress.grouped))
         self.sampler.set_order(progress.epoch, order)
         self._log("batches", {"grouped": progress.grouped, **figures})
@@ -391,7 +393,7 @@ class Trainer:
     def _stop_not_finite(self, rows: torch.Tensor, figures: dict[str, float]):
         bad = ", ".join(name for name, value in figures.items() if not math.isfinite(value))
         stop_all(
-            f"{bad} is not finite at step {self.progress.step} (rows {gather_rows(rows).tolist()}); nothing of this "
-            f"step is kept. Last good checkpoint: {self._last_checkpoint()}. Go on from it with --resume and a lower "
-            "--learning_rate or --max_grad_norm, or with bf16 instead of fp16."
+            f"{bad} is not finite in the batch after step {self.progress.step} (rows {gather_rows(rows).tolist()}); "
+            f"nothing of it is kept. Last good checkpoint: {self._last_checkpoint()}. Go on from it with --resume and "
+            "a lower --learning_rate or --max_grad_norm, or with bf16 instead of fp16."
         )
