@@ -149,12 +149,48 @@ def mask_view(pairs: Sequence[MaskedPhoto], size: int = PHOTO) -> Image.Image:
     Raises:
         ValueError: no pair, or pairs with different ways of masking (their columns would not line up).
     """
-    names = [[masks.name for masks in pair.masks] for pair in pairs]
-    if not pairs or any(row != names[0] for row in names):
-        raise ValueError(f"mask_view needs pairs with the same ways of masking, in the same order; got {names}")
+    names = _same_ways(pairs)
     rows = [[_panel(pair, masks, size) for masks in (None, *pair.masks)] for pair in pairs]
     known = any(pair.visible is not None for pair in pairs)
-    return _grid(["photo and text", *names[0]], rows, size, legend(known))
+    return _grid(["photo and text", *names], rows, size, legend(known))
+
+
+def mask_sheet(pairs: Sequence[MaskedPhoto], count: int = 3, width: int = 1000) -> Image.Image:
+    """The first `count` pairs for a page: the columns of `mask_view`, but each text beside its photo, in small type.
+
+    Args:
+        pairs: with the same ways of masking.
+        count: how many rows, at most.
+        width: of the picture in pixels, about.
+
+    Raises:
+        ValueError: no pair, or pairs with different ways of masking.
+    """
+    names = _same_ways(pairs)
+    size = (width - 2 * MARGIN - GAP * len(names)) // (len(names) + 1)
+    rows = [[_beside(pair, masks, size) for masks in (None, *pair.masks)] for pair in pairs[:count]]
+    return _grid(
+        ["photo and text", *names], rows, size, legend(any(pair.visible is not None for pair in pairs[:count]))
+    )
+
+
+def _same_ways(pairs: Sequence[MaskedPhoto]) -> list[str]:
+    names = [[masks.name for masks in pair.masks] for pair in pairs]
+    if not pairs or any(row != names[0] for row in names):
+        raise ValueError(f"a view of masks needs pairs with the same ways of masking, in the same order; got {names}")
+    return names[0]
+
+
+def _beside(pair: MaskedPhoto, masks: Masks | None, size: int) -> Image.Image:
+    """A photo of half the width with its text on the right, the masks laid on both (None: as they are)."""
+    side = size // 2 - 5
+    picture, styles = _masked(pair, masks, side)
+    words = paragraph(styles, size - side - 10, font(12))
+    panel = Image.new("RGB", (size, max(side, words.height)), PAPER)
+    panel.paste(picture, (0, 0))
+    ImageDraw.Draw(panel).rectangle([0, 0, side - 1, side - 1], outline=FRAME)
+    panel.paste(words, (side + 10, 0))
+    return panel
 
 
 def legend(known: bool) -> dict[str, str]:
@@ -168,14 +204,16 @@ def legend(known: bool) -> dict[str, str]:
     }
 
 
+def _masked(pair: MaskedPhoto, masks: Masks | None, size: int) -> tuple[Image.Image, list[tuple[str, str]]]:
+    """The photo and the styled text under some masks, or as they are."""
+    if masks is None:
+        return enlarge(pair.photo, size), word_styles(pair.text, np.zeros(0, dtype=bool), pair.visible)
+    return masked_photo(pair.photo, masks.patches, size), word_styles(pair.text, masks.words, pair.visible)
+
+
 def _panel(pair: MaskedPhoto, masks: Masks | None, size: int) -> Image.Image:
     """A photo over its text, with the masks laid on both (None: as they are)."""
-    if masks is None:
-        picture, hidden = enlarge(pair.photo, size), np.zeros(0, dtype=bool)
-        styles = word_styles(pair.text, hidden, pair.visible)
-    else:
-        picture = masked_photo(pair.photo, masks.patches, size)
-        styles = word_styles(pair.text, masks.words, pair.visible)
+    picture, styles = _masked(pair, masks, size)
     words = paragraph(styles, size)
     panel = Image.new("RGB", (size, size + 10 + words.height), PAPER)
     panel.paste(picture, (0, 0))

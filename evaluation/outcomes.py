@@ -133,7 +133,7 @@ class Outcomes:
 
 
 def difference(first: Outcomes, second: Outcomes, metric: str, *, seed: int = 0) -> tuple[Metric, int]:
-    """Change (second - first) of a metric by a paired bootstrap, and how many units differ: both get the same resamples.
+    """Change (second - first) of a metric, both on the same resamples (a paired bootstrap), and how many units differ.
 
     Raises:
         ValueError: the two asked other queries or defined the metric in another way.

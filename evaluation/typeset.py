@@ -60,18 +60,37 @@ def _place(
 ) -> tuple[list[tuple[float, int, str, str]], int]:
     """(x, line, word, style) of every word, and the number of lines."""
     placed, x, line, space = [], 0.0, 0, face.getlength(" ")
-    for piece, style in pieces:
-        for unit in re.findall(r"\s+|\S+", piece):
-            if unit.isspace():
-                x += space if x else 0
-                continue
-            for word in _fitting(unit, width, face):
+    for unit in _units(pieces):
+        if unit is None:
+            x += space if x else 0
+            continue
+        if x and x + sum(face.getlength(part) for part, _ in unit) > width:
+            x, line = 0.0, line + 1
+        for part, style in unit:
+            for word in _fitting(part, width, face):
                 length = face.getlength(word)
                 if x and x + length > width:
                     x, line = 0.0, line + 1
                 placed.append((x, line, word, style))
                 x += length
     return placed, line + 1
+
+
+def _units(pieces: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]] | None]:
+    """What no line break may part: neighbours without a space between, such as a marked word and its comma.
+
+    None stands for a space.
+    """
+    units: list[list[tuple[str, str]] | None] = []
+    for piece, style in pieces:
+        for part in re.findall(r"\s+|\S+", piece):
+            if part.isspace():
+                units.append(None)
+            elif units and units[-1] is not None:
+                units[-1].append((part, style))
+            else:
+                units.append([(part, style)])
+    return units
 
 
 def _fitting(word: str, width: int, face: ImageFont.FreeTypeFont) -> list[str]:

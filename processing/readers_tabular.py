@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute
 
 from .readers_folder import split_of_file
 from .safe_paths import inside, refuse_climbing
@@ -101,9 +102,8 @@ def refuse_foreign(names: list[str | None], base: Path | None, where: str) -> No
 def _struct_inside(rows: datasets.Dataset, name: str, kind, base: Path) -> datasets.Dataset:
     """Photos that are given by their path alone; where the bytes are there the path is only a name."""
     paths = []
-    for batch in rows.select_columns([name]).with_format("arrow").iter(1000):
-        cells = batch.column(name).combine_chunks()
-        lacking = cells.field("bytes").is_null()
+    for cells in rows.data.column(name).chunks:  # As they lie in the file: the photos' bytes are not touched.
+        lacking = pa.compute.is_null(cells.field("bytes"))
         paths += pa.compute.if_else(lacking, cells.field("path"), None).to_pylist()
     if not any(paths):
         return rows
