@@ -28,6 +28,7 @@ setup(
         "huggingface_hub>=2.4,<3",
         "safetensors>=0.8",
         "pillow>=13.0",
+        "imagehash>=4.3.2",
         "numpy>=2.4",
         "scipy>=1.17",
         "matplotlib>=3.11",
@@ -36,8 +37,9 @@ setup(
         "tqdm>=4.70",
     ],
     extras_require={
-        "test": ["pytest>=9.2"],
-        "dev": ["pytest>=9.2", "ruff>=0.17", "pre-commit>=4.0", "build>=1.3"],
+        "fashiongen": ["h5py>=3.16"],
+        "test": ["pytest>=9.2", "h5py>=3.16"],
+        "dev": ["pytest>=9.2", "h5py>=3.16", "ruff>=0.17", "pre-commit>=4.0"],
     },
     entry_points={"console_scripts": ["syncmask = syncmask.__main__:main"]},
     classifiers=[

@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 COMMANDS = {
-    "corpus": ("syncmask.processing.cli", "Make and look at corpora."),
+    "corpus": ("syncmask.processing.cli", "Make, check and convert corpora."),
     "evaluate": ("syncmask.evaluation.cli", "Score a checkpoint by a named protocol."),
     "report": ("syncmask.evaluation.cli", "Rebuild a run's report."),
 }

@@ -84,7 +84,8 @@ def sheet(report: Report, found: Survey, streams: dict[str, RowStream]) -> Image
         return None
     tiles = [_tiles(finding) for finding in shown]
     thumbnails = _thumbnails({row for line in tiles for row, _ in line}, found, streams)
-    picture = Image.new("RGB", (max(map(len, tiles)) * (SIDE + 6) + 6, len(shown) * (SIDE + TEXT + 22)), "white")
+    width = max(3, *map(len, tiles)) * (SIDE + 6) + 6  # Three at least: a heading is that long.
+    picture = Image.new("RGB", (width, len(shown) * (SIDE + TEXT + 22)), "white")
     draw = ImageDraw.Draw(picture)
     for line, (finding, row_of_tiles) in enumerate(zip(shown, tiles, strict=True)):
         top = line * (SIDE + TEXT + 22)

@@ -16,8 +16,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .check_photos import probe
 from .corpus import open_streams
-from .processing_syncmask import open_image, split_words
+from .processing_syncmask import split_words
 from .readers_fashioniq import holds_fashioniq, read_fashioniq
 from .readers_folder import canonical_split
 from .readers_tabular import ASIDE, PLAN
@@ -63,7 +64,7 @@ def convert(
     Args:
         source: as `load_corpus` takes it.
         out: a new folder, or one of the same conversion.
-        verify: also decode every photo and leave out those that cannot be read.
+        verify: also decode every photo and leave out those that the check calls unreadable or huge.
         min_words: rows whose text has fewer words are left out.
         piece_rows: rows of a file; tar shards give a file each, HDF5 whole chunks.
         on_row: called after each row (for a progress bar).
@@ -181,11 +182,9 @@ def _embedded(photo) -> tuple[dict | None, str | None]:
 
 
 def _unreadable(content: bytes) -> str | None:
-    try:
-        open_image(content)
-    except ValueError as error:
-        return str(error)
-    return None
+    """Why the corpus check would call the photo unreadable or huge."""
+    facts = probe({"bytes": content, "path": None})
+    return None if facts.problem in (None, "tiny") else f"{facts.problem}: {facts.reason}"
 
 
 def _write(file: Path, stream: RowStream, piece: tuple, keep: _Keep, split: str, on_row: Callable) -> None:

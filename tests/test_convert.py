@@ -118,7 +118,7 @@ def test_what_is_left_out_is_listed(folder, tmp_path):
     assert listed == done.skipped and done.rows == {"data": 56}
     verified = convert(folder, tmp_path / "verified", verify=True)
     assert verified.rows == {"data": 55} and verified.skipped[-1]["row_of_piece"] == 6
-    assert "cannot be read as a photo" in verified.skipped[-1]["reason"]
+    assert "unreadable: " in verified.skipped[-1]["reason"]
     for file in folder.glob("*.*g"):
         file.unlink()
     for file in folder.glob("*.webp"):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from syncmask.evaluation import figures as f
-from syncmask.evaluation.typeset import font, paragraph
+from syncmask.evaluation.typeset import _place, font, paragraph
 
 TEXT = 'A red (cotton) shirt, "v-neck".'
 
@@ -82,6 +82,42 @@ def test_paragraph_shows_all_of_a_long_text():
     assert ink[-30:].any()
     unbroken = np.asarray(paragraph([("w" * 300, "plain")], 200, font(16)))
     assert unbroken.shape[0] > 10 * 20
+
+
+def test_punctuation_stays_with_its_word():
+    face = font(16)
+    pieces = [
+        ("a long ", "plain"),
+        ("shirt", "hidden"),
+        (", and ", "plain"),
+        ("(", "plain"),
+        ("cotton", "hidden"),
+        ("),", "plain"),
+    ]
+    for width in range(60, 260, 3):
+        lines = {}
+        for _, line, word, _ in _place(pieces, width, face)[0]:
+            lines.setdefault(line, []).append(word)
+        for words in lines.values():
+            assert words[0] not in (",", "),"), width
+            assert words[-1] != "(", width
+    whole = "".join(word for _, _, word, _ in _place(pieces, 100, face)[0])
+    assert whole == "alongshirt,and(cotton),"
+
+
+def test_a_long_chain_without_a_space_is_still_shown():
+    placed, lines = _place([("w" * 40, "plain"), ("w" * 40, "hidden")], 100, font(16))
+    assert lines > 5 and sum(len(word) for _, _, word, _ in placed) == 80
+
+
+def test_mask_sheet_is_compact_and_as_wide_as_asked():
+    text = TEXT + " Long sleeves, a zip and two pockets."
+    sheet, view = f.mask_sheet([pair(text=text)] * 5), f.mask_view([pair(text=text)] * 3)
+    assert abs(sheet.width - 1000) < 10 and sheet.height < 0.6 * view.height
+    assert f.mask_sheet([pair()] * 2, count=1).height < sheet.height
+    assert f.mask_sheet([pair()], width=700).width < 710
+    with pytest.raises(ValueError, match="same ways"):
+        f.mask_sheet([])
 
 
 def test_right_hits_are_framed_and_wrong_ones_are_not():

@@ -191,7 +191,8 @@ def kill_runs(folder, seed, only=None):
         launch([*SETTINGS, str(base), *batch, "--run_name", "whole", "--overwrite"], processes, log)
         seconds, number = time.monotonic() - begun, 0
         pending = []
-        for kill in range(kills):
+        kill = 0
+        while kill < kills:
             run = base / f"cut{number}"
             argv = [*SETTINGS, str(base), *batch, "--run_name", run.name, *(["--resume"] if run.exists() else [])]
             if kill % 2:
@@ -201,8 +202,10 @@ def kill_runs(folder, seed, only=None):
             else:
                 delay, victim = random.uniform(0.3, 0.95) * seconds, random.randrange(processes)
                 killed, moment = launch(argv, processes, log, delay, victim), f"{delay:.2f} s after start"
-            pending.append([processes, moment if killed else f"{moment} (had ended)", victim, newest(run)])
-            if not killed or kill == kills - 1 or kill % 4 == 3:
+            # A run that ended before its kill is compared too, and the kill is tried on a new one.
+            pending += [[processes, moment, victim, newest(run)]] if killed else []
+            kill += killed
+            if not killed or kill == kills or kill % 4 == 0:
                 argv = [*argv[: argv.index("--run_name") + 2], "--resume"]
                 assert not launch(argv, processes, log), log.read_text()[-2000:]
                 rows += [[*row, run.name, differences(run, base / "whole")] for row in pending]

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from syncmask.evaluation import classification as c
 from syncmask.evaluation import metrics as m
 
 
@@ -164,3 +165,68 @@ def test_a_score_by_word_is_blind_and_pairs_stay_in_their_group():
     assert m.auc_pairs(10 * words + shown, shown, words)["value"] == 1
     # A group with one kind alone makes no pair, and no unit.
     assert m.auc_pairs(np.zeros(3), np.array([True, True, False]), np.array([0, 0, 1]))["n"] == 0
+
+
+def test_a_tie_within_rounding_counts_against():
+    scores, right = np.array([[0.5, 0.5 - 1e-7, 0.4]]), np.array([[True, False, False]])
+    assert m.ranks(scores, right).tolist() == [1] and m.ranks(scores, right, tie=1e-6).tolist() == [2]
+
+
+def test_resampling_by_value_is_the_same_bootstrap():
+    hits, weights = (np.arange(400) % 5 == 0).astype(float), np.ones(400)
+    by_value = m._resample([hits, weights], seed=0, draws=4000)
+    by_row = m._resample([hits + np.arange(400) * 1e-9, weights], seed=0, draws=4000)
+    assert (by_value[:, 1] == 400).all() and by_value[:, 0].mean() == pytest.approx(80, rel=0.02)
+    assert np.percentile(by_value[:, 0], [2.5, 50, 97.5]) == pytest.approx(
+        np.percentile(by_row[:, 0], [2.5, 50, 97.5]), abs=1.5
+    )
+
+
+def test_groups_with_one_seed_are_resampled_together():
+    hits, ones = np.arange(200) % 2 == 0, np.ones(200)
+    opposite = m.bootstrap_mean_of_ratios([(hits, ones), (~hits, ones)], seeds=[0, 0])
+    assert opposite["low"] == opposite["high"] == opposite["value"] == 0.5
+    apart = m.bootstrap_mean_of_ratios([(hits, ones), (~hits, ones)])
+    assert apart["low"] < 0.48 and apart["high"] > 0.52
+
+
+def slow_f1(truth, predicted, label):
+    right = sum(t == p == label for t, p in zip(truth, predicted))
+    wrong = sum((t == label) != (p == label) for t, p in zip(truth, predicted))
+    return 2 * right / (2 * right + wrong) if right or wrong else 0.0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_macro_f1_matches_loops(seed):
+    rng = np.random.default_rng(seed)
+    truth, predicted = rng.integers(0, 5, size=40), rng.integers(0, 8, size=40)
+    expected = np.mean([slow_f1(truth, predicted, label) for label in set(truth.tolist())])
+    assert c.macro_f1(truth, predicted, 9) == pytest.approx(expected)
+    union = set(truth.tolist()) | set(predicted.tolist())
+    expected = np.mean([slow_f1(truth, predicted, label) for label in union])
+    assert c.macro_f1_union(truth, predicted, 9) == pytest.approx(expected)
+    metric = c.bootstrap_f1(c.macro_f1, truth, predicted, 9)
+    assert metric["low"] <= metric["value"] <= metric["high"] and metric["n"] == 40
+    weights = rng.integers(0, 3, size=40)
+    repeated = (np.repeat(truth, weights), np.repeat(predicted, weights))
+    assert c.macro_f1(truth, predicted, 9, weights) == pytest.approx(c.macro_f1(*repeated, 9))
+
+
+def test_labels_are_never_silently_class_0():
+    with pytest.raises(ValueError, match="1 rows have labels that are not in the list"):
+        c.label_ids(["a", "z"], ["a", "b"])
+    ids, every = c.label_ids(["b", "z", "y"], ["a", "b"], unknown="wrong")
+    assert ids.tolist() == [1, 3, 2] and every == ["a", "b", "y", "z"]
+    with pytest.raises(ValueError, match="more than once"):
+        c.label_ids(["a"], ["a", "a"])
+    with pytest.raises(ValueError, match="wanted 'error' or 'wrong'"):
+        c.label_ids(["a"], ["a"], unknown="ignore")
+
+
+def test_a_tie_with_the_true_class_is_wrong():
+    logits = np.array([[1, 1, 0], [2, 1, 0], [0, 0, 5], [3, 1, 1]], dtype=np.float32)
+    assert c.predicted_ids(logits, np.array([0, 0, 2, 7])).tolist() == [1, 0, 2, 0]
+    with pytest.raises(ValueError, match="NaN"):
+        c.predicted_ids(np.array([[np.nan, 1]]), np.array([0]))
+    with pytest.raises(ValueError, match="rows, classes"):
+        c.predicted_ids(np.zeros((2, 3)), np.zeros(3, int))
