@@ -18,7 +18,11 @@ setup(
     # Listed by hand: a package finder would install `training` and `processing` as top-level names.
     packages=["syncmask", *(f"syncmask.{room}" for room in ROOMS)],
     package_dir={"syncmask": "modeling_syncmask", **{f"syncmask.{room}": room for room in ROOMS}},
-    package_data={"syncmask": ["py.typed"], "syncmask.training": ["configs/*.yaml"]},
+    package_data={
+        "syncmask": ["py.typed"],
+        "syncmask.evaluation": ["evaluate_modules/*/*.py"],
+        "syncmask.training": ["configs/*.yaml"],
+    },
     install_requires=[
         "torch>=2.13",
         "transformers>=5.23,<6",

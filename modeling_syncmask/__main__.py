@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 COMMANDS = {
     "corpus": ("syncmask.processing.cli", "Make, check and convert corpora."),
     "evaluate": ("syncmask.evaluation.cli", "Score a checkpoint by a named protocol."),
+    "compare": ("syncmask.evaluation.cli", "Tell whether two results differ."),
     "report": ("syncmask.evaluation.cli", "Rebuild a run's report."),
 }
 

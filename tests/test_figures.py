@@ -94,7 +94,7 @@ def test_punctuation_stays_with_its_word():
         ("cotton", "hidden"),
         ("),", "plain"),
     ]
-    for width in range(60, 260, 3):
+    for width in range(100, 260, 3):
         lines = {}
         for _, line, word, _ in _place(pieces, width, face)[0]:
             lines.setdefault(line, []).append(word)

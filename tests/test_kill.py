@@ -205,6 +205,7 @@ def kill_runs(folder, seed, only=None):
             # A run that ended before its kill is compared too, and the kill is tried on a new one.
             pending += [[processes, moment, victim, newest(run)]] if killed else []
             kill += killed
+            seconds *= 1 if killed else 0.7  # the machine was busier when it was timed
             if not killed or kill == kills or kill % 4 == 0:
                 argv = [*argv[: argv.index("--run_name") + 2], "--resume"]
                 assert not launch(argv, processes, log), log.read_text()[-2000:]
@@ -237,6 +238,7 @@ if __name__ == "__main__":
     parser.add_argument("--processes", type=int, default=None, choices=KILLS)
     given = parser.parse_args()
     place = given.folder or Path(tempfile.mkdtemp())
+    place.mkdir(parents=True, exist_ok=True)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(place / "cache"), "TQDM_DISABLE": "1"}
     import syncmask.training.pretrain  # noqa: F401  what every run needs, imported once
 

@@ -119,6 +119,7 @@ class Trainer:
         # Agreed on by all processes after each batch: whether to end early, and by which signal.
         self.late, self.stop_signal = False, 0
         self.signals = StopSignals()
+        self.shown: dict[str, str] = {}  # losses beside the progress bar
 
     @property
     def student(self) -> SyncMaskForPreTraining:
@@ -185,6 +186,7 @@ class Trainer:
             if not stepped:
                 continue
             bar.update()
+            bar.set_postfix(self.shown, refresh=False)
             step = self.progress.step
             if step >= self.total_steps or self.late or self.stop_signal:
                 return
@@ -373,6 +375,7 @@ class Trainer:
 
     def _log_step(self, batch: dict[str, torch.Tensor], masks: StepMasks, norm: float, agreed: Agreed):
         progress = self.progress
+        self.shown = {term: f"{value:.2f}" for term, value in agreed.losses.items()}
         if progress.step % self.arguments.run.log_every:
             return
         shared = {"input_ids": gather_padded(batch["input_ids"], 0), "word_ids": gather_padded(batch["word_ids"], -1)}
