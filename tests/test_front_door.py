@@ -119,7 +119,13 @@ def test_help_lists_the_commands_without_loading_torch():
 
 
 @pytest.mark.parametrize(
-    "command, option", [(["corpus", "make"], "--num-items"), (["evaluate"], "--protocol"), (["report"], "run folder")]
+    "command, option",
+    [
+        (["corpus", "make"], "--num-items"),
+        (["evaluate"], "--protocol"),
+        (["report"], "run folder"),
+        (["compare"], "paired bootstrap"),
+    ],
 )
 def test_commands_are_mounted_from_their_rooms(command, option, monkeypatch):
     from typer.testing import CliRunner
@@ -135,7 +141,7 @@ def test_commands_are_mounted_from_their_rooms(command, option, monkeypatch):
 def test_the_table_of_commands_is_tested_in_full():
     from syncmask.__main__ import COMMANDS
 
-    assert set(COMMANDS) == {"corpus", "evaluate", "report"}, "add the new command to the test above"
+    assert set(COMMANDS) == {"corpus", "evaluate", "compare", "report"}, "add the new command to the test above"
 
 
 def test_an_unknown_command_is_refused():

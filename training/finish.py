@@ -42,15 +42,13 @@ def evaluate_run(trainer: Trainer, corpus) -> dict[str, Result]:
     """Score the final model on items never trained on, and write results/ and report/.
 
     `items` scores the student, which users load; `co-occurrence`, where the corpus has ground truth, the teacher, whose
-    masks are in question.
+    masks are in question. The protocols' own seeds stay as they are, so that runs of several seeds can be compared.
     """
-    name, seed = trainer.arguments.data.corpus, trainer.arguments.run.seed
+    name = trainer.arguments.data.corpus
     split = "test" if "test" in corpus and len(corpus["test"]) else "validation"
     unseen = corpus[split]
     student, teacher = trainer.student.eval(), trainer.teacher.model
-    results = {
-        "items": items(student, trainer.processor, unseen, corpus_name=name, split=split, rerank_queries=300, seed=seed)
-    }
+    results = {"items": items(student, trainer.processor, unseen, corpus_name=name, split=split, rerank_queries=300)}
     strategy = trainer.masking.settings.strategy
     means = {strategy: trainer.masking.word_scores} if strategy in INSTANCE_WEIGHTS else {}
     weights = INSTANCE_WEIGHTS | {name: trainer.masking.settings.instance_weight for name in means}
@@ -68,7 +66,6 @@ def evaluate_run(trainer: Trainer, corpus) -> dict[str, Result]:
             split=split,
             max_rows=PROTOCOL_ROWS,
             train_rows=PROTOCOL_ROWS,
-            seed=seed,
         )
         result.metrics |= false_negatives(trainer)
         results["co-occurrence"] = result
@@ -76,9 +73,7 @@ def evaluate_run(trainer: Trainer, corpus) -> dict[str, Result]:
     for result in results.values():
         result.model = {"path": str(final), "sha256": sha256(final / "model.safetensors")}
         result.save(trainer.folder.path / "results")
-    report_run(
-        trainer.folder.path, teacher, trainer.processor, unseen, strategy, word_means=means.get(strategy), seed=seed
-    )
+    report_run(trainer.folder.path, teacher, trainer.processor, unseen, strategy, word_means=means.get(strategy))
     return results
 
 

@@ -11,7 +11,8 @@ from accelerate.utils import gather_object
 from .checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
 from .faults import RunStopped
 from .processes import on_main
-from .trainer import Progress, Trainer
+from .progress import Progress
+from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
