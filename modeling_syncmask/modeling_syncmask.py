@@ -362,8 +362,10 @@ class SyncMaskForPreTraining(SyncMaskPreTrainedModel):
         image_targets = text_targets = targets
         teacher_images, teacher_texts, temperature = teacher
         if teacher_images is not None and soft_target_weight > 0:
-            i2t = teacher_images @ gather_rows(teacher_texts).T / temperature
-            t2i = teacher_texts @ gather_rows(teacher_images).T / temperature
+            # Similarities tie under autocast, so they are taken in fp32.
+            with torch.autocast(teacher_images.device.type, enabled=False):
+                i2t = teacher_images.float() @ gather_rows(teacher_texts).float().T / temperature
+                t2i = teacher_texts.float() @ gather_rows(teacher_images).float().T / temperature
             image_targets = soften_targets(targets, i2t, soft_target_weight)
             text_targets = soften_targets(targets, t2i, soft_target_weight)
         return itc_loss(

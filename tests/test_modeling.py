@@ -351,3 +351,20 @@ def test_two_processes_equal_one(tiny_model, step, with_ids, tmp_path):
         torch.testing.assert_close(
             two["gradients"][name], parameter.grad, atol=2e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_soft_targets_are_exact_under_autocast(tiny_model, monkeypatch):
+    from syncmask import modeling_syncmask
+
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randn(1, 16, generator=generator)
+    # Nearly equal features: in bf16 their cosines would tie.
+    feats = torch.nn.functional.normalize(base + 1e-3 * torch.randn(4, 16, generator=generator), dim=-1)
+    seen = []
+    monkeypatch.setattr(
+        modeling_syncmask, "soften_targets", lambda targets, similarity, weight: seen.append(similarity) or targets
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tiny_model._itc(feats, feats, None, None, (feats, feats, torch.tensor([0.07])), 1.0)
+    assert [similarity.dtype for similarity in seen] == [torch.float32, torch.float32]
+    torch.testing.assert_close(seen[0], feats @ feats.T / 0.07)
