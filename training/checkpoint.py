@@ -9,7 +9,6 @@ as torch.save and cannot hold code.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from syncmask.evaluation.loading import sha256
 
 COMPLETE = "COMPLETE"
 STATE = "state.json"
@@ -192,12 +193,6 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def sha256(path: Path) -> str:
-    """Return the hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def put_in_place(partial: Path, final: Path) -> None:

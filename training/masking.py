@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from syncmask import SyncMaskConfig, SyncMaskForPreTraining
+from syncmask.evaluation.measure import INSTANCE_WEIGHTS
 from syncmask.masks import (
     ChoiceRule,
     attention_word_scores,
@@ -24,7 +25,7 @@ from syncmask.word_scores import WordScores
 from .noise import StepNoise
 from .teacher import MomentumTeacher, TeacherOutput
 
-DEFAULT_INSTANCE_WEIGHT = {"random": 0.0, "attention": 1.0, "evidence": 0.5}
+DEFAULT_INSTANCE_WEIGHT = {"random": 0.0} | INSTANCE_WEIGHTS
 
 
 @dataclass
