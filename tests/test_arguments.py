@@ -5,15 +5,15 @@ import pytest
 import yaml
 
 from syncmask.training.arguments import (
-    SECTIONS,
     DataArguments,
-    ObjectiveArguments,
-    PretrainArguments,
+    PretrainingArguments,
     RunArguments,
-    config_names,
-    load_arguments,
-    save_config,
+    TrainArguments,
+    sections_of,
 )
+from syncmask.training.parsing import config_names, load_arguments, save_config
+
+SECTIONS = sections_of("pretraining")
 
 
 def write(tmp_path, text):
@@ -34,12 +34,12 @@ def test_field_names_are_unique_and_every_field_has_help():
     assert len(names) == len(set(names))
     for kind in SECTIONS.values():
         assert all(len(item.metadata["help"]) > 15 for item in dataclasses.fields(kind))
-    assert list(SECTIONS) == [item.name for item in dataclasses.fields(PretrainArguments)]
+    assert list(SECTIONS) == [item.name for item in dataclasses.fields(TrainArguments)]
 
 
 def test_no_arguments_give_the_defaults():
     arguments = load_arguments([])
-    assert arguments.objective == ObjectiveArguments()
+    assert arguments.objective == PretrainingArguments()
     assert arguments.data == DataArguments()
     assert arguments.run.folder.as_posix() == "runs/pretrain"
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from syncmask.processing.collator import PhotoDataset, UnreadablePhoto
 from syncmask.processing.corpus import CorpusIndex
-from syncmask.training import pretrain, trainer
+from syncmask.training import launch, pretrain, trainer
 from syncmask.training.checkpoint import load_checkpoint, newest_complete, save_checkpoint
 from syncmask.training.faults import RunStopped
 from syncmask.training.substitutes import GlobalBatch, SubstitutingPhotos, candidates
@@ -306,7 +306,7 @@ class Faulty(trainer.Trainer):
             elif self.fault == "nan":
                 batch["pixel_values"] = batch["pixel_values"].float() * float("nan")
             elif self.fault == "teacher":
-                next(self.teacher.model.parameters()).data.view(-1)[0] += 1
+                next(self.task.teacher.model.parameters()).data.view(-1)[0] += 1
         return super().train_step(batch)
 
 
@@ -338,5 +338,5 @@ def test_a_fault_of_one_process_ends_all_with_its_own_error(tmp_path, fault, sai
 
 if __name__ == "__main__":
     Faulty.fault = sys.argv[2]
-    pretrain.Trainer = Faulty
+    launch.Trainer = Faulty
     train(Path(sys.argv[1]), batch=8)

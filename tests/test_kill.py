@@ -99,9 +99,9 @@ def child(argv, rank, processes, port, log, in_save):
             own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
             os.environ.update({name: str(value) for name, value in own.items()})
-        from syncmask.training import pretrain, trainer
+        from syncmask.training import contrast, pretrain, trainer
 
-        trainer.ITM_LEARNED = 10.0  # grouped batches from the second epoch on
+        contrast.ITM_LEARNED = 10.0  # grouped batches from the second epoch on
         if in_save and rank == 0:
             die_in_save(*in_save)
         fit = trainer.Trainer.fit

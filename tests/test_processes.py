@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from syncmask.gather import gather_rows
-from syncmask.training import pretrain
-from syncmask.training.noise import draw_noise
+from syncmask.training import launch, pretrain
+from syncmask.training.task import Look, Slice
+from syncmask.training.task_pretraining import TERMS
 from syncmask.training.teacher import TeacherOutput
-from syncmask.training.trainer import TERMS, Trainer
+from syncmask.training.trainer import Trainer
 
 GLOBAL_BATCH = 16
 STEPS = 50
@@ -56,7 +57,7 @@ class TwoProcesses(Trainer):
         super().fit()
         rank = self.accelerator.process_index
         (self.folder.path.parent / f"slices_{rank}.json").write_text(json.dumps(self.slices))
-        save_file(dict(self.teacher.model.named_parameters()), self.folder.path.parent / f"teacher_{rank}.safetensors")
+        save_file(dict(self.task.teacher.model.named_parameters()), self.folder.path.parent / f"teacher_{rank}.safetensors")
 
     def train_step(self, batch):
         self.slices.append(batch["row_ids"].tolist())
@@ -72,34 +73,31 @@ class Reference(Trainer):
         keep_gradients(self, self.folder.path.parent)
         super().fit()
 
-    def _terms(self, batch):
+    def _losses(self, batch):
         half = len(batch["row_ids"]) // 2
-        results = []
+        looks = []
         for rank in range(2):
             part = {name: tensor[rank * half : (rank + 1) * half] for name, tensor in batch.items()}
-            length, grid = self.processor.tokenizer.model_max_length, self.student.syncmask.grid
-            seed, step = self.arguments.run.seed, self.progress.micro_step
-            noise = draw_noise(seed, step, half, length, grid[0] * grid[1], rank, 2)
-            inputs, seen, masks, fallbacks = self._look(part, noise)
-            results.append((self.model(**inputs), seen, masks, fallbacks, inputs))
-        outputs, seen, masks, fallbacks, inputs = zip(*results)
+            looks.append(self.task.look(part, self.progress, Slice(rank, 2)))
+        outputs = [self.model(**look.inputs) for look in looks]
+        seen, masks, inputs = ([getattr(look, name) for look in looks] for name in ("seen", "masks", "inputs"))
         teacher = {name: torch.cat([i[name] for i in inputs]) for name in ("teacher_image_feats", "teacher_text_feats")}
         names = ("pixel_values", "input_ids", "attention_mask", "item_ids", "text_ids")
         whole = self.model(
             **{name: batch[name] for name in names},
             **teacher,
             teacher_temperature=seen[0].temperature,
-            soft_target_weight=self._soft_target_weight(),
+            soft_target_weight=self.task.contrast.soft_target_weight(self.progress.step),
         )
-        losses = {term: torch.stack([output[f"{term}_loss"] for output in outputs]).mean() for term in TERMS[1:]}
-        losses["itc"] = whole.itc_loss
+        losses = {"itc": whole.itc_loss}
+        losses |= {term: torch.stack([output[f"{term}_loss"] for output in outputs]).mean() for term in TERMS[1:]}
         feats = [torch.cat([getattr(part, name) for part in seen]) for name in ("image_feats", "text_feats")]
         saw = TeacherOutput(None, None, *feats, None, seen[0].temperature)
         width = max(part.word_mask.shape[1] for part in masks)
         masks[0].word_mask = torch.cat(
             [torch.nn.functional.pad(part.word_mask, (0, width - part.word_mask.shape[1])) for part in masks]
         )
-        return losses, saw, masks[0], sum(fallbacks)
+        return losses, Look({}, saw, masks[0], sum(look.fallbacks for look in looks))
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +192,6 @@ def test_metrics_hold_each_step_once(two):
 
 if __name__ == "__main__":
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    pretrain.Trainer = TwoProcesses if processes == 2 else Reference
+    launch.Trainer = TwoProcesses if processes == 2 else Reference
     batch = ["--per_device_batch_size", str(GLOBAL_BATCH // processes)]
     pretrain.main([*SETTINGS, str(Path(sys.argv[1])), "--run_name", "run", *batch])

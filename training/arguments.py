@@ -1,23 +1,16 @@
-"""The settings of pretraining: five dataclasses, read from a YAML file and the command line.
+"""The settings of a run: dataclasses, a section each; the objective's section depends on what is trained.
 
-The dataclasses are the one list of settings: `--help`, the YAML check and the resolved config.yaml are made
-from them. A YAML file gives defaults, section by section; `--field value` wins over it.
+The dataclasses are the one list of settings: `--help`, the YAML check and the resolved config.yaml are made from them
+(see parsing.py).
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import importlib.resources
-import sys
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-import yaml
-
-from .fields import Checked, convert, default_of, metavar, nearest, setting, share
+from .fields import Checked, setting, share
 
 
 @dataclass
@@ -47,6 +40,12 @@ class DataArguments(Checked):
     vocab_size: int = setting(8192, "entries of a tokenizer that is trained here, at most", low=64)
     max_text_length: int | None = setting(
         None, "tokens of a text, at most; none = the corpus's 99th percentile, at most 128", low=4
+    )
+    shuffle_buffer: int | None = setting(
+        None,
+        "rows of a block that is read in one stretch, batches are made inside it: for tar shards or a slow disk; "
+        "none = the whole corpus",
+        low=2,
     )
     augment: bool = setting(True, "crop, flip and shift colours of training photos, seeded by row and epoch")
     num_workers: int = setting(0, "processes that decode photos, for each training process", low=0)
@@ -79,15 +78,43 @@ class ModelArguments(Checked):
         {},
         "settings of SyncMaskConfig that replace the preset's; a mapping in YAML, JSON on the command line",
     )
-    init_from: str | None = setting(None, "folder or Hub name of a model whose weights training starts from")
+    init_from: str | None = setting(
+        None, "run folder, model folder or Hub name whose weights and processor training starts from"
+    )
+    freeze_towers: bool = setting(False, "train only what is above the image and the text tower")
 
 
 @dataclass
-class ObjectiveArguments(Checked):
-    """The four losses, the masks, the momentum teacher, and how batches are put together."""
+class ContrastArguments(Checked):
+    """Contrast and matching of photos and texts, the momentum teacher, and how batches are put together."""
 
     itc_weight: float = setting(1.0, "weight of image-text contrast", low=0)
     itm_weight: float = setting(1.0, "weight of image-text matching", low=0)
+    soft_target_weight: float = share(0.4, "share of the contrast targets that the teacher gives")
+    soft_target_ramp_steps: int = setting(1000, "steps from 0 to soft_target_weight", low=0)
+    teacher_momentum: float = share(0.995, "momentum of the teacher; smaller for short runs, such as 0.98")
+    grouping: Literal["random", "grouped"] = setting(
+        "grouped", "batches at random, or of similar pairs (hard negatives) once matching has begun to learn"
+    )
+    grouped_share: float = share(
+        0.5,
+        "grouping: share of an epoch's batches that is grouped; the others stay random, so that a batch also "
+        "compares what lies far apart",
+    )
+    semi_hard_margin: float | None = setting(
+        None, "negatives must be this much less similar than the positive (cosine); none = no such rule"
+    )
+    overlap_tau: float | None = setting(
+        None,
+        "word overlap from which another item's text is no negative; none = measured on the corpus",
+        above=0,
+    )
+
+
+@dataclass
+class PretrainingArguments(ContrastArguments):
+    """The four losses, the masks, the momentum teacher, and how batches are put together."""
+
     mlm_weight: float = setting(1.0, "weight of masked words", low=0)
     mim_weight: float = setting(1.0, "weight of masked patches", low=0)
     mask_strategy: Literal["random", "attention", "evidence"] = setting(
@@ -114,9 +141,6 @@ class ObjectiveArguments(Checked):
     evidence_folds: int = setting(3, "evidence: passes over which a text's words are spread", low=2)
     evidence_others: int = setting(1, "evidence: other items' photos that the own photo is compared to", low=1)
     word_mean_decay: float = share(0.99, "decay of the running mean of a word's score, a step")
-    soft_target_weight: float = share(0.4, "share of the contrast targets that the teacher gives")
-    soft_target_ramp_steps: int = setting(1000, "steps from 0 to soft_target_weight", low=0)
-    teacher_momentum: float = share(0.995, "momentum of the teacher; smaller for short runs, such as 0.98")
     gate_threshold: float = setting(
         0.1,
         "masks stay random until hidden words are this much likelier (in nats) to the teacher with their own "
@@ -126,22 +150,40 @@ class ObjectiveArguments(Checked):
     gate_max_steps: int = setting(2000, "step at which the gate opens anyway", low=0)
     gate_probe_pairs: int = setting(256, "train pairs set aside for testing the gate", low=2)
     mask_ramp_steps: int = setting(500, "steps over which scores take over once the gate is open", low=0)
-    grouping: Literal["random", "grouped"] = setting(
-        "grouped", "batches at random, or of similar pairs (hard negatives) once matching has begun to learn"
+
+
+@dataclass
+class ComposedArguments(Checked):
+    """Reference photo and text against target photos: one loss, nothing to set."""
+
+
+@dataclass
+class ClassificationArguments(Checked):
+    """Category and subcategory together, from photo and text, from either alone."""
+
+    label_columns: list[str] = setting(
+        ["category", "subcategory"], "columns that hold labels, a classifier each; those the corpus lacks are left out"
     )
-    grouped_share: float = share(
-        0.5,
-        "grouping: share of an epoch's batches that is grouped; the others stay random, so that a batch also "
-        "compares what lies far apart",
+    drop_image_share: float = share(
+        0.15, "share of rows that are trained on without their photo; 1 = a model of texts alone"
     )
-    semi_hard_margin: float | None = setting(
-        None, "negatives must be this much less similar than the positive (cosine); none = no such rule"
+    drop_text_share: float = share(
+        0.15, "share of rows that are trained on without their text; 1 = a model of photos alone"
     )
-    overlap_tau: float | None = setting(
-        None,
-        "word overlap from which another item's text is no negative; none = measured on the corpus",
-        above=0,
+    balance: Literal["none", "logit_adjustment", "class_weights"] = setting(
+        "none",
+        "rare labels: left as they are, logits shifted by the log of a label's share (Menon et al. 2021), or each "
+        "label's loss weighted by the inverse of its share",
     )
+    balance_strength: float = setting(1.0, "factor of that shift, or power of that weight", low=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.drop_image_share + self.drop_text_share > 1:
+            raise ValueError(
+                f"drop_image_share {self.drop_image_share} and drop_text_share {self.drop_text_share} sum to more than "
+                "1: a row needs its photo or its text. For a model of one alone, set the other share to 0"
+            )
 
 
 @dataclass
@@ -180,7 +222,9 @@ class RunArguments(Checked):
         None, "steps between two checkpoints; the end of each epoch writes one in any case", low=1
     )
     keep_last: int = setting(2, "newest checkpoints that are kept, beside the best", low=1)
-    best_metric: str = setting("recall_mean", "validation metric, higher is better, that decides the best one")
+    best_metric: str | None = setting(
+        None, "validation metric, higher is better, that decides the best one; none = the task's first, a mean of all"
+    )
     resume: bool = setting(False, "go on from the newest complete checkpoint of the run's folder")
     overwrite: bool = setting(False, "empty the run's folder if it exists")
     validate_every_epochs: int = setting(1, "epochs between two validations", low=1)
@@ -201,184 +245,32 @@ class RunArguments(Checked):
         return Path(self.output_dir) / (self.run_name or "pretrain")
 
 
+# What can be trained -> the settings of its objective.
+OBJECTIVES = {
+    "pretraining": PretrainingArguments,
+    "retrieval": ContrastArguments,
+    "composed": ComposedArguments,
+    "classification": ClassificationArguments,
+}
+
+
 @dataclass
-class PretrainArguments:
-    """All settings of a pretraining run; field names are unique across the five sections."""
+class TrainArguments:
+    """All settings of a run; field names are unique across the five sections."""
 
     data: DataArguments = field(default_factory=DataArguments)
     model: ModelArguments = field(default_factory=ModelArguments)
-    objective: ObjectiveArguments = field(default_factory=ObjectiveArguments)
+    objective: Checked = field(default_factory=PretrainingArguments)
     optim: OptimArguments = field(default_factory=OptimArguments)
     run: RunArguments = field(default_factory=RunArguments)
 
 
-SECTIONS = {
-    "data": DataArguments,
-    "model": ModelArguments,
-    "objective": ObjectiveArguments,
-    "optim": OptimArguments,
-    "run": RunArguments,
-}
-# A saved config.yaml tells under this key what made it (versions, fingerprint, command); it is no setting.
-ABOUT = "about"
-
-
-def config_names() -> list[str]:
-    """Return the names of the configs that come with the package, such as `quickstart`."""
-    folder = importlib.resources.files("syncmask.training").joinpath("configs")
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_arguments(argv: list[str] | None = None) -> PretrainArguments:
-    """Read settings: the fields' defaults, then `--config NAME_OR_FILE`, then `--field value`.
-
-    Args:
-        argv: the command line without the program's name; None = that of the running program.
-
-    Returns:
-        Settings of the right types and within their bounds. `run_name` falls back to the config's name.
-
-    Raises:
-        SystemExit: with a message on stderr, where a name is unknown (the nearest one is told), a value has
-            the wrong type or lies out of bounds, or the file cannot be read.
-
-    Example:
-        >>> load_arguments(["--learning_rate", "3e-4", "--no-augment"]).optim.learning_rate
-        0.0003
-    """
-    parser = build_parser()
-    given, unknown = parser.parse_known_args(with_underscores(argv))
-    if unknown:
-        refuse_unknown(parser, unknown[0])
-    options = vars(given)
-    config = options.pop("config", None)
-    try:
-        values = read_config(config) if config else {name: {} for name in SECTIONS}
-        for name, kind in SECTIONS.items():
-            types_of = typing.get_type_hints(kind)
-            mine = {key: raw for key, raw in options.items() if key in types_of}
-            values[name] |= {key: convert(key, types_of[key], raw) for key, raw in mine.items()}
-        if not values["run"].get("run_name"):
-            values["run"]["run_name"] = Path(config).stem if config else "pretrain"
-        return PretrainArguments(**{name: kind(**values[name]) for name, kind in SECTIONS.items()})
-    except (ValueError, OSError) as problem:
-        parser.error(str(problem))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Make the command line from the dataclasses; values stay text until `convert` reads them."""
-    parser = argparse.ArgumentParser(
-        description="Pretrain SyncMask.",
-        usage="%(prog)s [--config NAME_OR_FILE] [--FIELD VALUE ...]",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    known = ", ".join(config_names())
-    parser.add_argument("--config", metavar="NAME_OR_FILE", help=f"settings in YAML: a file, or one of {known}")
-    for name, kind in SECTIONS.items():
-        group = parser.add_argument_group(name, kind.__doc__.splitlines()[0])
-        types_of = typing.get_type_hints(kind)
-        for item in dataclasses.fields(kind):
-            add_option(group, item, types_of[item.name])
-    return parser
-
-
-def add_option(group: argparse._ArgumentGroup, item: dataclasses.Field, kind: Any) -> None:
-    """Add `--field VALUE`, and `--no-field` for a switch."""
-    default = default_of(item)
-    text = f"{item.metadata['help']} (default: {'none' if default in (None, [], {}) else default})"
-    common = {"dest": item.name, "help": text.replace("%", "%%")}
-    if kind is bool:
-        group.add_argument(f"--{item.name}", nargs="?", const="true", metavar="true|false", **common)
-        group.add_argument(
-            f"--no_{item.name}", action="store_const", const="false", dest=item.name, help=argparse.SUPPRESS
-        )
-    elif typing.get_origin(kind) is list:
-        group.add_argument(f"--{item.name}", nargs="+", action="extend", metavar="VALUE", **common)
-    else:
-        group.add_argument(f"--{item.name}", metavar=metavar(kind), **common)
-
-
-def with_underscores(argv: list[str] | None) -> list[str] | None:
-    """Let `--no-augment` and `--num-items` mean `--no_augment` and `--num_items`; values stay as they are."""
-    if argv is None:
-        argv = sys.argv[1:]
-    heads = [word.partition("=") for word in argv]
-    return [
-        head.replace("-", "_").replace("__", "--", 1) + sign + value if head.startswith("--") else head + sign + value
-        for head, sign, value in heads
-    ]
-
-
-def refuse_unknown(parser: argparse.ArgumentParser, word: str) -> NoReturn:
-    """End with the nearest known option's name."""
-    if not word.startswith("--"):
-        parser.error(f"{word!r} belongs to no option; every setting is given as --field value")
-    known = [option for action in parser._actions for option in action.option_strings]
-    parser.error(f"unknown option {word.partition('=')[0]}{nearest(word.partition('=')[0], known)}")
-
-
-def read_config(name_or_file: str) -> dict[str, dict[str, Any]]:
-    """Read a YAML config into {section: {field: value}}, types converted; ValueError for unknown keys."""
-    try:
-        loaded = yaml.safe_load(config_text(name_or_file)) or {}
-    except yaml.YAMLError as problem:
-        raise ValueError(f"{name_or_file} is no valid YAML: {problem}") from problem
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{name_or_file} holds a {type(loaded).__name__}, but must be a mapping of sections")
-    loaded.pop(ABOUT, None)
-    values = {name: {} for name in SECTIONS}
-    for section, entries in loaded.items():
-        if section not in SECTIONS or not isinstance(entries, dict | None):
-            raise ValueError(f"{name_or_file}: {wrong_section(str(section))}")
-        for key, raw in (entries or {}).items():
-            types_of = typing.get_type_hints(SECTIONS[section])
-            if key not in types_of:
-                raise ValueError(f"{name_or_file}: {wrong_key(section, str(key))}")
-            values[section][key] = convert(f"{name_or_file}: {section}.{key}", types_of[key], raw)
-    return values
-
-
-def config_text(name_or_file: str) -> str:
-    """Return the text of a file, or of the packaged config of that name."""
-    if Path(name_or_file).is_file():
-        return Path(name_or_file).read_text(encoding="utf-8")
-    names = config_names()
-    if name_or_file not in names:
-        hint = nearest(name_or_file, names)
-        raise ValueError(f"config {name_or_file!r} is neither a file nor one of {', '.join(names)}{hint}")
-    packaged = importlib.resources.files("syncmask.training").joinpath("configs", f"{name_or_file}.yaml")
-    return packaged.read_text(encoding="utf-8")
-
-
-def wrong_section(section: str) -> str:
-    """Say what is wrong with a top-level key."""
-    for name, kind in SECTIONS.items():
-        if section in typing.get_type_hints(kind):
-            return f"{section} belongs under `{name}:`"
-    if section in SECTIONS:
-        return f"{section} must hold settings, each on a line of its own: `name: value`"
-    return f"unknown section {section}{nearest(section, list(SECTIONS))} (known: {', '.join(SECTIONS)})"
-
-
-def wrong_key(section: str, key: str) -> str:
-    """Say what a key in a section should have been, or where it belongs."""
-    homes = {field_name: name for name, kind in SECTIONS.items() for field_name in typing.get_type_hints(kind)}
-    if key in homes:
-        return f"{key} belongs under `{homes[key]}:`, not under `{section}:`"
-    return f"unknown setting {section}.{key}{nearest(key, list(homes))}"
-
-
-def save_config(path: str | Path, arguments: PretrainArguments, extra: dict[str, Any] | None = None) -> None:
-    """Write every setting as YAML; `load_arguments(["--config", path])` reads it back equal.
-
-    Args:
-        path: the file, `config.yaml` of the run's folder.
-        arguments: the settings as resolved.
-        extra: what made them (versions, corpus fingerprint, command line), written under `about`; plain
-            values. Its `command`, if any, is also the file's first line.
-    """
-    extra = extra or {}
-    first = f"# {extra['command']}\n" if extra.get("command") else ""
-    sections = dataclasses.asdict(arguments) | ({ABOUT: extra} if extra else {})
-    Path(path).write_text(first + yaml.safe_dump(sections, sort_keys=False, width=100), encoding="utf-8")
+def sections_of(task: str) -> dict[str, type[Checked]]:
+    """Return the dataclass of each section for what is trained: a key of OBJECTIVES."""
+    return {
+        "data": DataArguments,
+        "model": ModelArguments,
+        "objective": OBJECTIVES[task],
+        "optim": OptimArguments,
+        "run": RunArguments,
+    }

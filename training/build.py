@@ -1,72 +1,45 @@
-"""From settings to the parts of a run: corpus, processor, model, teacher, masking."""
+"""From settings to the parts of a run: processor, model, teacher, masking, probe."""
 
-import logging
-from dataclasses import dataclass
+from __future__ import annotations
+
+from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
-from transformers import AutoTokenizer
+from accelerate import Accelerator
+from transformers import AutoTokenizer, PreTrainedModel
 
-from syncmask import SyncMaskConfig, SyncMaskForPreTraining, SyncMaskImageProcessor, SyncMaskProcessor
-from syncmask.processing.collator import Collator, PhotoDataset, normalise
-from syncmask.processing.corpus import CorpusIndex, load_corpus
-from syncmask.processing.overlap import overlap_tau, text_rows
+from syncmask import SyncMaskConfig, SyncMaskImageProcessor, SyncMaskProcessor
+from syncmask.processing.collator import Collator, PhotoDataset
+from syncmask.processing.corpus import CorpusIndex
 from syncmask.processing.tokenizer import train_tokenizer
 from syncmask.word_scores import WordScores
 
-from .arguments import DataArguments, ModelArguments, ObjectiveArguments
+from .arguments import DataArguments, ModelArguments, PretrainingArguments, TrainArguments
+from .contrast import Contrast
+from .data import PairData, side_of, to_pixels
 from .masking import Masking, MaskSettings, other_photos, probe_masks
+from .planning import EpochPlanner
+from .sampler import FeatureBank
+from .teacher import MomentumTeacher
 
-logger = logging.getLogger(__name__)
-
-FOLDER = "folder"
 LONGEST_TEXT = 128
-# The probe set never takes more than this share of a small corpus's items.
-PROBE_SHARE = 0.1
 
 
-@dataclass
-class TrainData:
-    """The rows that are trained on, and what batches are made with.
+def model_folder(name: str) -> str:
+    """Return where a model's files are: a run's final/ folder, or the folder or Hub name itself."""
+    final = Path(name) / "final"
+    return str(final) if (final / "config.json").is_file() else name
 
-    Args:
-        rows: the train split without the probe items.
-        index: item and text ids of these rows.
-        photos: the same rows as records, by (epoch, row).
-        probe_rows: rows of the train split that are set aside for the gate.
-        texts: (texts, words) sparse unit rows for the overlap of texts, by text id.
-        tau: the overlap from which two texts may be true of one another's photos.
+
+def build_processor(arguments: DataArguments, model: ModelArguments, texts: list[str], seed: int) -> SyncMaskProcessor:
+    """Give the processor of the model that training starts from, or one for the corpus.
+
+    The tokenizer is the one that is named, or is trained on the train split's texts.
     """
-
-    rows: datasets.Dataset
-    index: CorpusIndex
-    photos: PhotoDataset
-    probe_rows: datasets.Dataset
-    texts: csr_matrix
-    tau: float
-
-
-def read_corpus(arguments: DataArguments) -> datasets.DatasetDict:
-    """Load the corpus that the settings name, split by item."""
-    generated = arguments.corpus == "garments"
-    if arguments.corpus == FOLDER and not arguments.data_dir:
-        raise SystemExit(f"corpus: {FOLDER} needs the place of the photos: add --data_dir FOLDER.")
-    return load_corpus(
-        arguments.data_dir if arguments.corpus == FOLDER else arguments.corpus,
-        image_column=arguments.image_column,
-        text_column=arguments.text_column,
-        item_id_column=arguments.item_id_column,
-        where=arguments.filters(),
-        seed=arguments.corpus_seed,
-        num_items=arguments.num_items if generated else None,
-        image_size=arguments.image_size if generated else None,
-    )
-
-
-def build_processor(arguments: DataArguments, texts: list[str], seed: int) -> SyncMaskProcessor:
-    """Give the tokenizer that is named, or train one on the train split's texts."""
+    if model.init_from is not None:
+        return SyncMaskProcessor.from_pretrained(model_folder(model.init_from))
     if arguments.tokenizer is None:
         tokenizer = train_tokenizer(
             texts, vocab_size=arguments.vocab_size, seed=seed, max_length=arguments.max_text_length
@@ -84,66 +57,58 @@ def build_processor(arguments: DataArguments, texts: list[str], seed: int) -> Sy
     return SyncMaskProcessor(SyncMaskImageProcessor(size=size), tokenizer)
 
 
-def build_model(arguments: ModelArguments, image_size: int, tokenizer) -> SyncMaskForPreTraining:
-    """Build the preset with its overrides, or load the model that training starts from."""
-    if arguments.init_from is not None:
-        return SyncMaskForPreTraining.from_pretrained(arguments.init_from, dtype=torch.float32)
-    preset = {"tiny": SyncMaskConfig.tiny, "small": SyncMaskConfig.small, "base": SyncMaskConfig.base}[arguments.preset]
-    fields = {
-        "image_size": image_size,
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "mask_token_id": tokenizer.mask_token_id,
-        "max_position_embeddings": max(LONGEST_TEXT, tokenizer.model_max_length),
-    }
-    return SyncMaskForPreTraining(preset(**{**fields, **arguments.model_overrides}))
+def build_model(
+    kind: type[PreTrainedModel], arguments: ModelArguments, processor: SyncMaskProcessor, **more
+) -> PreTrainedModel:
+    """Build the preset with its overrides, or load what training starts from; `more` goes to the config.
 
-
-def build_train_data(
-    rows: datasets.Dataset,
-    data: DataArguments,
-    objective: ObjectiveArguments,
-    seed: int,
-    resample: int,
-) -> TrainData:
-    """Set the probe items aside and index what is left; `resample` is the processor's filter."""
-    probe = probe_positions(CorpusIndex.from_dataset(rows).item_ids, objective.gate_probe_pairs, seed)
-    keep = np.setdiff1d(np.arange(len(rows)), probe)
-    train = rows.select(keep)
-    index = CorpusIndex.from_dataset(train)
-    texts = text_rows(index.texts)
-    tau = objective.overlap_tau
-    if tau is None:
-        tau = overlap_tau(texts, index.item_of_text, seed)
-        logger.info("two texts may be true of one another's photos from an overlap of %.3f", tau)
-    photos = PhotoDataset(train, index, image_size=data.image_size, seed=seed, augment=data.augment, resample=resample)
-    return TrainData(train, index, photos, rows.select(probe), texts, tau)
-
-
-def probe_positions(item_ids: np.ndarray, pairs: int, seed: int) -> np.ndarray:
-    """Choose rows of whole items, seeded: at most `pairs` rows and a tenth of the items, at least two items.
-
-    Raises:
-        SystemExit: when the corpus has fewer than four items.
+    Args:
+        kind: the class that is trained. arguments: what of. processor: gives image size and vocabulary.
     """
-    items, counts = np.unique(item_ids, return_counts=True)
-    if len(items) < 4:
-        raise SystemExit(
-            f"the train split has {len(items)} item(s); at least 4 are needed to train and to test the masks."
-        )
-    order = np.random.default_rng([seed, 1]).permutation(len(items))[: max(2, int(PROBE_SHARE * len(items)))]
-    fits = max(2, int((np.cumsum(counts[order]) <= pairs).sum()))
-    return np.flatnonzero(np.isin(item_ids, items[order[:fits]]))
+    if arguments.init_from is not None:
+        model = kind.from_pretrained(model_folder(arguments.init_from), dtype=torch.float32, **more)
+    else:
+        preset = {"tiny": SyncMaskConfig.tiny, "small": SyncMaskConfig.small, "base": SyncMaskConfig.base}
+        tokenizer = processor.tokenizer
+        fields = {
+            "image_size": side_of(processor),
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "mask_token_id": tokenizer.mask_token_id,
+            "max_position_embeddings": max(LONGEST_TEXT, tokenizer.model_max_length),
+        }
+        model = kind(preset[arguments.preset](**{**fields, **arguments.model_overrides, **more}))
+    if arguments.freeze_towers:
+        model.syncmask.vision_model.requires_grad_(False)
+        model.syncmask.text_model.requires_grad_(False)
+    return model
+
+
+def build_contrast(
+    arguments: TrainArguments, accelerator: Accelerator, data: PairData, model, layer: int | None
+) -> Contrast:
+    """Make the teacher of a model that is on its device, the feature bank and the planner."""
+    settings, optim, seed = arguments.objective, arguments.optim, arguments.run.seed
+    bank = FeatureBank(len(data.rows), model.config.projection_dim)
+    planner = EpochPlanner(
+        data,
+        bank,
+        seed,
+        optim.per_device_batch_size * accelerator.num_processes,
+        settings.semi_hard_margin,
+        settings.grouped_share,
+        arguments.data.shuffle_buffer,
+    )
+    return Contrast(settings, data, MomentumTeacher(model, settings.teacher_momentum, layer), bank, planner)
 
 
 def build_probe(
-    rows: datasets.Dataset, processor: SyncMaskProcessor, image_size: int, rate: float, seed: int, device
+    rows: datasets.Dataset, processor: SyncMaskProcessor, rate: float, seed: int, device
 ) -> dict[str, torch.Tensor]:
     """Tokenise the probe pairs, hide words at random once and for all, and give each another item's photo."""
     index = CorpusIndex.from_dataset(rows)
-    photos = PhotoDataset(
-        rows, index, image_size=image_size, seed=seed, augment=False, resample=processor.image_processor.resample
-    )
+    options = {"image_size": side_of(processor), "resample": processor.image_processor.resample}
+    photos = PhotoDataset(rows, index, seed=seed, augment=False, **options)
     batch = Collator(processor)(photos.__getitems__(list(range(len(rows)))))
     batch["pixel_values"] = to_pixels(batch["pixel_values"], processor)
     noise = torch.rand(len(rows), len(rows), generator=torch.Generator().manual_seed(seed))
@@ -152,13 +117,8 @@ def build_probe(
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def to_pixels(pixel_values: torch.Tensor, processor: SyncMaskProcessor) -> torch.Tensor:
-    """Standardise bytes as the processor does, on their own device."""
-    return normalise(pixel_values, processor.image_processor.image_mean, processor.image_processor.image_std)
-
-
 def build_masking(
-    objective: ObjectiveArguments, config: SyncMaskConfig, processor: SyncMaskProcessor, texts: list[str]
+    objective: PretrainingArguments, config: SyncMaskConfig, processor: SyncMaskProcessor, texts: list[str]
 ) -> Masking:
     """Collect the settings of masking and the train split's words."""
     settings = MaskSettings(

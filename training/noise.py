@@ -36,7 +36,7 @@ def draw_noise(
         seed: the run's. step: counts micro-steps. rows: B of this process. max_length: L. patches: N.
         rank, processes: which slice of the global batch of processes * rows.
     """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    generator = generator_of(seed, step)
     total, own = rows * processes, slice(rank * rows, (rank + 1) * rows)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -51,3 +51,14 @@ def draw_noise(
         others=draw(rows),
         offset=offset,
     )
+
+
+def draw_rows(seed: int, step: int, rows: int, *shape: int, rank: int = 0, processes: int = 1) -> torch.Tensor:
+    """Draw (rows, *shape) uniform numbers for this process's rows, the same for a row on any number of processes."""
+    noise = torch.rand(rows * processes, *shape, generator=generator_of(seed, step))
+    return noise[rank * rows : (rank + 1) * rows]
+
+
+def generator_of(seed: int, step: int) -> torch.Generator:
+    """Return the generator of one micro-step of a run."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)

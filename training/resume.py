@@ -53,10 +53,8 @@ def tensors_of(trainer: Trainer) -> dict[str, dict[str, torch.Tensor]]:
     """Collect what is saved as safetensors, by file stem."""
     return {
         "model": trainer.student.state_dict(),
-        "teacher": trainer.teacher.model.state_dict(),
-        "feature_bank": trainer.bank.state_tensors(),
-        "word_scores": trainer.masking.word_scores.state_tensors(),
         "sampler": trainer.sampler.state_tensors(),
+        **trainer.task.tensors(),
     }
 
 
@@ -68,8 +66,7 @@ def state_of(trainer: Trainer) -> dict:
         "progress": dataclasses.asdict(trainer.progress),
         "sampler": trainer.sampler.state_dict(),
         "schedule": {key: value for key, value in trainer.schedule.state_dict().items() if key != "lr_lambdas"},
-        "masking": trainer.masking.state(),
-        "tau": trainer.data.tau,
+        "task": trainer.task.state(),
         "record_bytes": trainer.folder.sizes(),
         "processes": trainer.accelerator.num_processes,
         "scaler": scaler.state_dict() if scaler is not None else None,
@@ -133,18 +130,9 @@ def restore(trainer: Trainer, saved: Checkpoint):
     """Bring every part of the trainer to where the checkpoint was."""
     tensors, state = saved.tensors, saved.state
     trainer.student.load_state_dict(tensors["model"])
-    trainer.teacher.model.load_state_dict(tensors["teacher"])
-    trainer.teacher.freeze()
     trainer.optimizer.load_state_dict(saved.optimizer_state)
     trainer.schedule.load_state_dict({**trainer.schedule.state_dict(), **state["schedule"]})
-    trainer.bank.load_state_tensors(tensors["feature_bank"])
-    words = type(trainer.masking.word_scores).from_state(tensors["word_scores"])
-    if words.vocabulary != trainer.masking.word_scores.vocabulary:
-        raise SystemExit(
-            "the checkpoint's words are not this corpus's: resume with the corpus that the run began with."
-        )
-    trainer.masking.word_scores = words
-    trainer.masking.load_state(state["masking"])
+    trainer.task.restore(tensors, state["task"])
     trainer.sampler.load_state_dict(state["sampler"], tensors["sampler"])
     trainer.progress = Progress(**state["progress"])
     if state["scaler"] is not None and trainer.accelerator.scaler is not None:

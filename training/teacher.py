@@ -4,8 +4,8 @@ import copy
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
-from syncmask import SyncMaskForPreTraining
 from syncmask.scores import attention_scores
 
 
@@ -16,7 +16,7 @@ class TeacherOutput:
     Args:
         image_embeds: (B, prefix + N, Dv), text_embeds: (B, L, D), the towers' tokens.
         image_feats, text_feats: (B, P), projected, unit length, fp32.
-        scores: (B, H, L, N), raw cross-attention scores of one fusion layer, fp32.
+        scores: (B, H, L, N), raw cross-attention scores of one fusion layer, fp32; None where no layer is asked for.
         temperature: (1,), the teacher's own average of the ITC temperature.
     """
 
@@ -24,23 +24,23 @@ class TeacherOutput:
     text_embeds: torch.Tensor
     image_feats: torch.Tensor
     text_feats: torch.Tensor
-    scores: torch.Tensor
+    scores: torch.Tensor | None
     temperature: torch.Tensor
 
 
 class MomentumTeacher:
     """Holds the averaged copy: eval mode, frozen, always without gradient.
 
-    One pass serves ITC's soft targets, the masks and the choice of negatives. The whole pretraining model is averaged
-    (heads included), so that evaluation can ask the teacher everything it asks the student.
+    One pass serves ITC's soft targets, the masks and the choice of negatives. The whole model is averaged (heads
+    included), so that evaluation can ask the teacher everything it asks the student.
 
     Args:
         student: the model to follow; copied.
         momentum: m in teacher = m * teacher + (1 - m) * student, once an optimiser step.
-        layer: index of the fusion layer whose scores are returned.
+        layer: index of the fusion layer whose scores are returned; None = no scores.
     """
 
-    def __init__(self, student: SyncMaskForPreTraining, momentum: float, layer: int):
+    def __init__(self, student: PreTrainedModel, momentum: float, layer: int | None):
         self.model = copy.deepcopy(student)
         self.momentum = momentum
         self.layer = layer
@@ -56,17 +56,20 @@ class MomentumTeacher:
         base = self.model.syncmask
         image_embeds = base.encode_image(batch["pixel_values"])
         text_embeds = base.encode_text(batch["input_ids"], batch["attention_mask"])
+        scores = None
+        if self.layer is not None:
+            scores = attention_scores(base, image_embeds, text_embeds, batch["attention_mask"], self.layer)
         return TeacherOutput(
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             image_feats=base.project_image(image_embeds).float(),
             text_feats=base.project_text(text_embeds).float(),
-            scores=attention_scores(base, image_embeds, text_embeds, batch["attention_mask"], self.layer),
+            scores=scores,
             temperature=base.temperature.float(),
         )
 
     @torch.no_grad()
-    def update(self, student: SyncMaskForPreTraining):
+    def update(self, student: PreTrainedModel):
         """Follow the student by one optimiser step, matching by name.
 
         Raises:

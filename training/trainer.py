@@ -8,27 +8,24 @@ from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
-from syncmask import SyncMaskForPreTraining, SyncMaskProcessor
 from syncmask.gather import gather_rows
-from syncmask.negatives import choose_negatives, forbidden_pairs
 from syncmask.processing.collator import Collator
 
-from .arguments import PretrainArguments
-from .build import TrainData, to_pixels
+from .arguments import TrainArguments
 from .checkpoint import step_folders
+from .data import to_pixels
 from .faults import StopSignals, outlive_signals
-from .masking import Masking, StepMasks
-from .noise import StepNoise, draw_noise
-from .processes import check_equal, gather_padded, on_main, stop_all
-from .progress import ITM_LEARNED, ITM_MEMORY, TERMS, Agreed, Progress
+from .processes import on_main, stop_all
+from .progress import Agreed, Progress
 from .run_folder import RunFolder
-from .sampler import FeatureBank, GroupedBatchSampler
+from .sampler import GroupedBatchSampler
 from .substitutes import BatchesInContext, SubstitutingCollator, SubstitutingPhotos
-from .teacher import MomentumTeacher, TeacherOutput
+from .task import Look, Slice, Task
 
 
 class Trainer:
@@ -36,40 +33,29 @@ class Trainer:
 
     Args:
         arguments: of the run. accelerator: devices, precision and processes.
+        task: what is trained: rows, inputs, losses, memory, evaluation.
         model, optimizer: prepared by the accelerator. schedule: of the learning rate, stepped once an optimiser step.
-        teacher, masking, processor: see their classes.
-        data: the rows that are trained on. probe: the pairs that the gate is tested on.
-        sampler, bank: order of batches, and the features it is planned from.
-        plan_epoch: (epoch, grouped) -> order of rows and figures about it.
-        validate: model -> figures on items never trained on. save: writes a checkpoint of this trainer.
+        sampler: order of batches.
+        save: writes a checkpoint of this trainer.
         folder: where metrics go.
     """
 
     def __init__(
         self,
-        arguments: PretrainArguments,
+        arguments: TrainArguments,
         accelerator: Accelerator,
+        task: Task,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
-        teacher: MomentumTeacher,
-        masking: Masking,
-        processor: SyncMaskProcessor,
-        data: TrainData,
-        probe: dict[str, torch.Tensor],
         sampler: GroupedBatchSampler,
-        bank: FeatureBank,
-        plan_epoch: Callable[[int, bool], tuple],
-        validate: Callable[[SyncMaskForPreTraining], dict[str, float]],
         save: Callable[["Trainer"], None],
         folder: RunFolder,
         total_steps: int,
     ):
-        self.arguments, self.accelerator = arguments, accelerator
+        self.arguments, self.accelerator, self.task = arguments, accelerator, task
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.teacher, self.masking, self.processor = teacher, masking, processor
-        self.data, self.probe, self.sampler, self.bank = data, probe, sampler, bank
-        self.plan_epoch, self.validate, self.save, self.folder = plan_epoch, validate, save, folder
+        self.sampler, self.save, self.folder = sampler, save, folder
         self.total_steps = total_steps
         self.progress = Progress()
         self.started = time.monotonic()
@@ -79,7 +65,7 @@ class Trainer:
         self.shown: dict[str, str] = {}  # losses beside the progress bar
 
     @property
-    def student(self) -> SyncMaskForPreTraining:
+    def student(self) -> PreTrainedModel:
         """The trained model without its wrappers."""
         return self.accelerator.unwrap_model(self.model)
 
@@ -102,7 +88,7 @@ class Trainer:
         ):
             while self.progress.step < self.total_steps and not self.late:
                 if len(self.sampler) == 0:
-                    self._start_epoch(self.arguments.objective.grouping == "grouped")
+                    self._start_epoch()
                 self._run_epoch(loader, bar)
                 if self._epoch_is_over():
                     self._end_epoch(self.arguments.run.validate_every_epochs)
@@ -114,9 +100,9 @@ class Trainer:
     def _loader(self) -> DataLoader:
         workers = self.arguments.data.num_workers
         return DataLoader(
-            SubstitutingPhotos(self.data.photos, self.data.index, self.arguments.run.seed),
+            SubstitutingPhotos(self.task.data.photos, self.task.data.index, self.arguments.run.seed),
             batch_sampler=BatchesInContext(self.sampler),
-            collate_fn=SubstitutingCollator(Collator(self.processor)),
+            collate_fn=SubstitutingCollator(Collator(self.task.processor)),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.accelerator.device.type == "cuda",
@@ -125,14 +111,12 @@ class Trainer:
             generator=torch.Generator(),
         )
 
-    def _start_epoch(self, may_group: bool):
-        progress = self.progress
-        # Grouped batches are harder than those that ITM is judged by, so grouping stays on once it has begun.
-        learned = progress.epoch > 0 and progress.itm_average < ITM_LEARNED
-        progress.grouped = may_group and (progress.grouped or learned)
-        order, figures = on_main(lambda: self.plan_epoch(progress.epoch, progress.grouped))
-        self.sampler.set_order(progress.epoch, order)
-        self._log("batches", {"grouped": progress.grouped, **figures})
+    def _start_epoch(self):
+        epoch = self.progress.epoch
+        self.task.begin_epoch(epoch)
+        order, figures = on_main(lambda: self.task.order(epoch))
+        self.sampler.set_order(epoch, order)
+        self._log("batches", figures)
 
     def _run_epoch(self, loader: DataLoader, bar: tqdm):
         """Train on what is left of the epoch, or until the run is to end."""
@@ -152,11 +136,10 @@ class Trainer:
 
     def _end_epoch(self, validate_every: int):
         self.progress.epoch += 1
-        check_equal("the teacher", self.teacher.model.state_dict())
-        check_equal("the running means of words", self.masking.word_scores.state_tensors())
+        self.task.check()
         last = self.progress.step >= self.total_steps
         if self.progress.epoch % validate_every == 0 or last:
-            figures = on_main(lambda: self.validate(self.student))
+            figures = on_main(lambda: self.task.validate(self.student))
             self._log("validation", figures)
             self._note_best(figures)
         self.save(self)
@@ -165,6 +148,7 @@ class Trainer:
         name = self.arguments.run.best_metric
         if not figures:
             return
+        name = name or next(iter(figures))
         if name not in figures:
             stop_all(f"best_metric={name!r} is no validation figure; choose one of {', '.join(sorted(figures))}")
         if self.progress.best_value is None or figures[name] > self.progress.best_value:
@@ -198,15 +182,15 @@ class Trainer:
         self.model.train()
         self._note_substitutes(batch.pop("asked_ids"), batch["row_ids"], batch.pop("reasons"))
         batch = self._to_device(batch)
-        self._test_gate()
+        self.task.before_step(progress)
         stepping = self._is_last_of_step()
         with nullcontext() if stepping else self.accelerator.no_sync(self.model):
-            losses, seen, masks, fallbacks = self._terms(batch)
-            agreed = self._agree(losses, fallbacks)
+            losses, look = self._losses(batch)
+            agreed = self._agree(losses, look.fallbacks)
             if not agreed.finite:
                 self._stop_not_finite(batch["row_ids"], agreed.losses)
             # 3. Backward, and a step of the optimiser once enough batches are in.
-            loss = sum(getattr(self.arguments.objective, f"{term}_weight") * losses[term] for term in TERMS)
+            loss = sum(weight * losses[name] for name, weight in self.task.weights.items())
             self.accelerator.backward(loss / optim.gradient_accumulation_steps)
         if stepping:
             norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), optim.max_grad_norm))
@@ -216,64 +200,37 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.schedule.step()
-            self.teacher.update(self.student)
+            self.task.after_step(self.student)
 
-        # 4. What remembers: the feature bank and the running mean of ITM.
-        self._remember(batch, seen, agreed.losses["itm"])
+        # 4. What remembers: features, running means.
+        self.task.remember(batch, look, agreed.losses)
+        self.folder.log_rows(progress.step, progress.epoch, gather_rows(batch["row_ids"]))
         progress.micro_step += 1
         if stepping:
             progress.step += 1
-            self._log_step(batch, masks, norm, agreed)
+            self._log_step(batch, look, norm, agreed)
         return stepping
 
-    def _terms(self, batch: dict[str, torch.Tensor]):
-        """Compute the objectives of this process's slice.
-
-        Returns:
-            The unweighted losses by name, what the teacher saw, the masks, and the negatives that fell back on rule 1.
-        """
-        inputs, seen, masks, fallbacks = self._look(batch, self._noise(len(batch["row_ids"])))
+    def _losses(self, batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Look]:
+        """Compute the unweighted losses of this process's slice."""
+        # 1. The task looks at the batch: teacher, masks, negatives, labels, whatever its forward wants.
+        look = self.task.look(batch, self.progress, self._slice())
         # 2. Forward: all objectives in one call.
-        output = self.model(**inputs)
-        return {term: output[f"{term}_loss"] for term in TERMS}, seen, masks, fallbacks
+        return self.task.losses(self.model(**look.inputs)), look
 
-    def _look(self, batch: dict[str, torch.Tensor], noise: StepNoise):
-        """Return the model's inputs, what the teacher saw, the masks, and the negatives that fell back on rule 1."""
-        # 1. The teacher looks at the unmasked pairs; masks and negatives follow from what it sees.
-        with self.accelerator.autocast():
-            seen = self.teacher(batch)
-            masks = self.masking.masks(self.progress.step, batch, self.teacher, seen, noise)
-        image_negatives, text_negatives, fallbacks = self._negatives(batch, seen, noise)
-        names = ("pixel_values", "input_ids", "attention_mask", "item_ids", "text_ids")
-        inputs = {name: batch[name] for name in names} | {
-            "text_mask": masks.text_mask,
-            "masked_input_ids": masks.masked_input_ids,
-            "patch_mask": masks.patch_mask,
-            "negative_image_index": image_negatives,
-            "negative_text_index": text_negatives,
-            "teacher_image_feats": seen.image_feats,
-            "teacher_text_feats": seen.text_feats,
-            "teacher_temperature": seen.temperature,
-            "soft_target_weight": self._soft_target_weight(),
-        }
-        return inputs, seen, masks, fallbacks
-
-    def _test_gate(self):
-        """Let the main process decide on the gate for all: devices of several kinds might measure apart."""
-        was = self.masking.state()
-        self.masking.test_gate(self.progress.step, self.probe, self.teacher)
-        if was["opened_at"] is None and self.progress.step % self.masking.settings.gate_every == 0:
-            self.masking.load_state(broadcast_object_list([self.masking.state()])[0])
+    def _slice(self) -> Slice:
+        return Slice(self.accelerator.process_index, self.accelerator.num_processes)
 
     def _agree(self, losses: dict[str, torch.Tensor], fallbacks: int) -> Agreed:
         """Share losses, signals and the clock with all processes; one small gather a batch."""
-        mine = torch.stack([losses[term].detach().float() for term in TERMS])
+        mine = torch.stack([loss.detach().float() for loss in losses.values()])
         more = mine.new_tensor([fallbacks, self.signals.number, self._out_of_time()])
         shared = gather_rows(torch.cat([mine, more])[None]).cpu()
         self.stop_signal = int(shared[:, -2].max())
         self.late = bool(shared[:, -1].any())
-        means = shared[:, : len(TERMS)].mean(dim=0)
-        return Agreed(dict(zip(TERMS, means.tolist())), bool(means.isfinite().all()), int(shared[:, len(TERMS)].sum()))
+        means = shared[:, : len(losses)].mean(dim=0)
+        fallbacks = int(shared[:, len(losses)].sum())
+        return Agreed(dict(zip(losses, means.tolist())), bool(means.isfinite().all()), fallbacks)
 
     def _is_last_of_step(self) -> bool:
         """Tell whether the optimiser steps after this batch; the end of an epoch ends a step, so none is left open."""
@@ -282,42 +239,8 @@ class Trainer:
 
     def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-        return batch | {"pixel_values": to_pixels(batch["pixel_values"], self.processor)}
-
-    def _noise(self, rows: int) -> StepNoise:
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        grid = self.student.syncmask.grid
-        return draw_noise(
-            self.arguments.run.seed,
-            self.progress.micro_step,
-            rows,
-            self.processor.tokenizer.model_max_length,
-            grid[0] * grid[1],
-            rank,
-            processes,
-        )
-
-    def _negatives(self, batch: dict[str, torch.Tensor], seen: TeacherOutput, noise: StepNoise):
-        """Choose each photo's hard negative text and each text's hard negative photo, within this slice."""
-        rows = self.data.texts[batch["text_ids"].cpu().numpy()]
-        overlap = torch.from_numpy((rows @ rows.T).toarray()).to(seen.image_feats)
-        rule1, rules = forbidden_pairs(batch["item_ids"], batch["text_ids"], overlap, self.data.tau)
-        similarity = seen.image_feats @ seen.text_feats.T
-        random, margin = noise.negatives.to(similarity), self.arguments.objective.semi_hard_margin
-        texts, fell = choose_negatives(similarity, None, rule1, rules, random[..., 0], seen.temperature, margin)
-        images, fell_too = choose_negatives(similarity.T, None, rule1, rules, random[..., 1], seen.temperature, margin)
-        return images, texts, int(fell.sum() + fell_too.sum())
-
-    def _soft_target_weight(self) -> float:
-        objective = self.arguments.objective
-        return objective.soft_target_weight * min(1.0, self.progress.step / max(1, objective.soft_target_ramp_steps))
-
-    @torch.no_grad()
-    def _remember(self, batch: dict[str, torch.Tensor], seen: TeacherOutput, itm: float):
-        rows = gather_rows(batch["row_ids"])
-        self.bank.update(rows.cpu(), gather_rows(seen.image_feats).cpu(), gather_rows(seen.text_feats).cpu())
-        self.progress.itm_average = ITM_MEMORY * self.progress.itm_average + (1 - ITM_MEMORY) * itm
-        self.folder.log_rows(self.progress.step, self.progress.epoch, rows)
+        pixels = {name: to_pixels(batch[name], self.task.processor) for name in batch if name.endswith("pixel_values")}
+        return batch | pixels
 
     def _note_substitutes(self, asked: torch.Tensor, used: torch.Tensor, reasons: dict[int, str]):
         """Count and list, on all processes, the rows whose photos could not be read."""
@@ -330,25 +253,20 @@ class Trainer:
             self.folder.log_substitute(self.progress.step, self.progress.epoch, row, substitute, reasons[row])
         self.progress.substitutes += len(replaced)
 
-    def _log_step(self, batch: dict[str, torch.Tensor], masks: StepMasks, norm: float, agreed: Agreed):
-        progress = self.progress
-        self.shown = {term: f"{value:.2f}" for term, value in agreed.losses.items()}
-        if progress.step % self.arguments.run.log_every:
+    def _log_step(self, batch: dict[str, torch.Tensor], look: Look, norm: float, agreed: Agreed):
+        step = self.progress.step
+        self.shown = {name: f"{value:.2f}" for name, value in agreed.losses.items()}
+        if step % self.arguments.run.log_every:
             return
-        shared = {"input_ids": gather_padded(batch["input_ids"], 0), "word_ids": gather_padded(batch["word_ids"], -1)}
-        masks = StepMasks(None, None, None, gather_padded(masks.word_mask, 0).bool())
         figures = {
             **agreed.losses,
             "learning_rate": self.schedule.get_last_lr()[0],
             "gradient_norm": norm,
-            "temperature": float(self.student.syncmask.temperature.detach()),
-            "mask_strength": self.masking.strength(progress.step),
-            "mlm_gap": self.masking.gap,
             "negatives_fell_back": agreed.fallbacks,
-            **self.masking.figures(shared, masks),
+            **self.task.figures(batch, look, self.student, step),
         }
         self._log("train", figures)
-        self.accelerator.log(figures, step=progress.step)
+        self.accelerator.log(figures, step=step)
 
     def _stop_not_finite(self, rows: torch.Tensor, figures: dict[str, float]):
         bad = ", ".join(name for name, value in figures.items() if not math.isfinite(value))

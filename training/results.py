@@ -1,0 +1,124 @@
+"""Figures while training and at its end: validation, and the protocols that a run is evaluated by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from syncmask import SyncMaskForPreTraining
+from syncmask.evaluation.co_occurrence_protocol import co_occurrence
+from syncmask.evaluation.false_negatives import itm_rates, pair_rates
+from syncmask.evaluation.loading import load_checkpoint, sha256
+from syncmask.evaluation.measure import INSTANCE_WEIGHTS
+from syncmask.evaluation.metrics import Metric
+from syncmask.evaluation.protocol_names import Protocol
+from syncmask.evaluation.protocols import items
+from syncmask.evaluation.result import Result
+from syncmask.evaluation.running import Request, run_protocol
+from syncmask.evaluation.showcase import report_run
+from syncmask.processing.collator import UnreadablePhoto
+
+from .batches import random_batches
+from .grouping import group_batches
+from .substitutes import readable
+
+if TYPE_CHECKING:
+    from .task_pretraining import Pretraining
+
+VALIDATION_ROWS = 1000
+VALIDATION_QUERIES = 200
+PROTOCOL_ROWS = 1024
+
+
+def validate_items(model, processor, dataset, seed: int) -> dict[str, float]:
+    """Recall both ways on items never trained on, by ITC and re-ranked by ITM; empty without a validation split."""
+    if dataset is None or not len(dataset):
+        return {}
+    training = model.training
+    model.eval()
+    options = {"max_rows": VALIDATION_ROWS, "rerank_queries": VALIDATION_QUERIES, "seed": seed}
+    try:
+        result = items(model, processor, dataset, split="validation", **options)
+    except UnreadablePhoto:
+        # A photo that went bad must not end a run that only looks on.
+        result = items(model, processor, readable(dataset), split="validation", **options)
+    model.train(training)
+    figures = {name: metric["value"] for name, metric in result.metrics.items()}
+    return {"recall_mean": figures["both_ways/mean_recall/itc"], **figures}
+
+
+def run_protocols(folder: Path, protocols: list[Protocol]) -> dict[str, Result]:
+    """Score a run's final model, as users load it, by some protocols on the run's own corpus; write results/."""
+    loaded = load_checkpoint(folder)
+    results = {protocol.value: run_protocol(loaded, Request(protocol)) for protocol in protocols}
+    for result in results.values():
+        result.save(folder / "results")
+    return results
+
+
+def evaluate_pretraining(
+    task: Pretraining, folder: Path, student: SyncMaskForPreTraining, corpus, name: str
+) -> dict[str, Result]:
+    """Score the final model on items never trained on, and write results/ and report/.
+
+    `items` scores the student, which users load; `co-occurrence`, where the corpus has ground truth, the teacher, whose
+    masks are in question. The protocols' own seeds stay as they are, so that runs of several seeds can be compared.
+    """
+    split = "test" if "test" in corpus and len(corpus["test"]) else "validation"
+    unseen = corpus[split]
+    teacher, masking = task.teacher.model, task.masking
+    results = {"items": items(student, task.processor, unseen, corpus_name=name, split=split, rerank_queries=300)}
+    strategy = masking.settings.strategy
+    means = {strategy: masking.word_scores} if strategy in INSTANCE_WEIGHTS else {}
+    weights = INSTANCE_WEIGHTS | {name: masking.settings.instance_weight for name in means}
+    if "visible" in unseen.column_names:
+        result = co_occurrence(
+            teacher,
+            task.processor,
+            task.data.rows,
+            unseen,
+            word_means=means,
+            instance_weights=weights,
+            layer=task.teacher.layer,
+            others=max(3, masking.settings.evidence_others),
+            corpus_name=name,
+            split=split,
+            max_rows=PROTOCOL_ROWS,
+            train_rows=PROTOCOL_ROWS,
+        )
+        result.metrics |= false_negatives(task)
+        results["co-occurrence"] = result
+    final = folder / "final"
+    for result in results.values():
+        result.model = {"path": str(final), "sha256": sha256(final / "model.safetensors")}
+        result.save(folder / "results")
+    report_run(folder, teacher, task.processor, unseen, strategy, word_means=means.get(strategy))
+    return results
+
+
+def false_negatives(task: Pretraining) -> dict[str, Metric]:
+    """Group the train rows anew from the final features under three sets of rules and count false negatives."""
+    data, bank, seed = task.data, task.contrast.bank, task.seed
+    planner = task.contrast.plan_epoch
+    rows, batch = data.index, planner.batch_size
+    options = {"seed": seed, "batch_size": batch}
+    features = (bank.image_feats, bank.text_feats, rows.item_ids, rows.text_ids)
+    orders = {
+        "random": random_batches(rows.item_ids, rows.text_ids, **options),
+        "rule_1": group_batches(*features, None, tau=None, **options).order,
+        "rules_1_2": group_batches(*features, data.texts, tau=data.tau, **options).order,
+    }
+    rates = pair_rates(planner.truth, orders, rows.item_ids, batch, seed=seed)
+    return rates | itm_rates(
+        planner.truth,
+        orders,
+        rows.item_ids,
+        rows.text_ids,
+        bank.image_feats.numpy(),
+        bank.text_feats.numpy(),
+        batch,
+        temperature=float(task.teacher.model.syncmask.temperature.detach()),
+        text_rows=data.texts,
+        tau=data.tau,
+        seed=seed,
+    )
