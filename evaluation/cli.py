@@ -29,6 +29,14 @@ def evaluate(
     candidates: Annotated[
         Path | None, typer.Option(help="fashiongen-sampled-*: frozen lists (.npz); none = drawn by the seed")
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="recognition-*: the label list, one a line or a JSON list; none = the model's, or train's"),
+    ] = None,
+    variants: Annotated[
+        str | None,
+        typer.Option(help="colour-variants: PRODUCT_COLUMN,COLOUR_COLUMN, for a corpus that holds no triplets"),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="photos a pass")] = 128,
     seed: Annotated[int, typer.Option(help="of draws, samples and intervals")] = 0,
 ) -> None:
@@ -36,7 +44,19 @@ def evaluate(
     from .loading import load_checkpoint
     from .running import Request, run_protocol
 
-    request = Request(protocol, corpus, split, max_rows, rerank_k, rerank_queries, candidates, batch_size, seed)
+    request = Request(
+        protocol=protocol,
+        corpus=corpus,
+        split=split,
+        max_rows=max_rows,
+        rerank_k=rerank_k,
+        rerank_queries=rerank_queries,
+        candidates=candidates,
+        labels=labels,
+        variants=variants,
+        batch_size=batch_size,
+        seed=seed,
+    )
     loaded = _or_exit(load_checkpoint, checkpoint)
     result = _or_exit(run_protocol, loaded, request)
     path = result.save(out or (loaded.run or Path.cwd()) / "results")

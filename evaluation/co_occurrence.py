@@ -4,7 +4,8 @@ Everything here takes plain arrays: scores and truth of words and patches, error
 measured in `measure.py`; both meet in `co_occurrence_protocol.py`.
 
 A row is a photo with its text. Per row the words' arrays have one entry a maskable word; lists of arrays, since texts
-differ in length.
+differ in length. What is found is a tally by metric, so that intervals and paired comparisons come from one place;
+`with_intervals` makes metrics of them.
 """
 
 from __future__ import annotations
@@ -13,13 +14,28 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from .metrics import Metric, auc_pairs, average_precision, bootstrap_mean, bootstrap_ratio, exact, precision_at_rate
+from .metrics import Metric, Tally, auc_tally, average_precision, bootstrap_ratio, exact, precision_at_rate
 
 WORD_RATE, PATCH_RATE = 0.3, 0.2
 GAP_WORD_RATE, GAP_PATCH_RATE = 0.3, 0.4
 COVERED = 0.3  # a patch counts as inside from this covered share on
 
 Words = Sequence[np.ndarray]
+Tallies = dict[str, Tally | Metric]  # by metric; a Metric where the number is known
+
+
+def with_intervals(tallies: Tallies, seed: int = 0) -> dict[str, Metric]:
+    """The metrics of tallies, each with its bootstrap interval over units."""
+    return {
+        name: bootstrap_ratio(*tally, seed=seed) if isinstance(tally, tuple) else tally
+        for name, tally in tallies.items()
+    }
+
+
+def _mean_of(values: np.ndarray) -> Tally:
+    """The tally of a mean over units (n,); NaN = a unit that tells nothing."""
+    told = ~np.isnan(values)
+    return np.where(told, values, 0), told.astype(np.float64)
 
 
 # ----------------------------------------------------------------------------------------------------------- words
@@ -44,66 +60,70 @@ def blind_scores(table: Mapping[str, float], words: Sequence[str]) -> np.ndarray
     return np.array([table.get(word, unseen) for word in words], dtype=np.float64)
 
 
-def word_metrics(
-    scores: Mapping[str, Words], visible: Words, *, rate: float = WORD_RATE, seed: int = 0
-) -> dict[str, Metric]:
+def word_tallies(scores: Mapping[str, Words], visible: Words, *, rate: float = WORD_RATE) -> Tallies:
     """AP and precision of the hard top `rate` of words against "visible in this view", by name of the score.
 
-    Rows in which no word or every word is visible are left out: they tell no score from another. `random` (any order
+    Rows in which no word or every word is visible do not count: they tell no score from another. `random` (any order
     is as likely) and `oracle` (the truth itself) are added. `precision_gain` is the paired difference to `random`.
 
     Returns:
-        `words/ap/NAME`, `words/precision/NAME`, `words/precision_gain/NAME`; n counts rows.
+        `words/ap/NAME`, `words/precision/NAME`, `words/precision_gain/NAME`; units are rows.
     """
-    telling = [row for row, truth in enumerate(visible) if truth.any() and not truth.all()]
+    telling = np.array([truth.any() and not truth.all() for truth in visible], dtype=bool)
     beside = {
         "random": [np.zeros(len(truth)) for truth in visible],
         "oracle": [truth.astype(float) for truth in visible],
     }
     random = _by_row(precision_at_rate, beside["random"], visible, telling, rate)
-    metrics = {}
+    tallies: Tallies = {}
     for name, by_row in {**scores, **beside}.items():
         precision = _by_row(precision_at_rate, by_row, visible, telling, rate)
-        metrics[f"words/ap/{name}"] = bootstrap_mean(_by_row(average_precision, by_row, visible, telling), seed=seed)
-        metrics[f"words/precision/{name}"] = bootstrap_mean(precision, seed=seed)
+        tallies[f"words/ap/{name}"] = _mean_of(_by_row(average_precision, by_row, visible, telling))
+        tallies[f"words/precision/{name}"] = _mean_of(precision)
         if name != "random":
-            metrics[f"words/precision_gain/{name}"] = bootstrap_mean(precision - random, seed=seed)
-    return metrics
+            tallies[f"words/precision_gain/{name}"] = _mean_of(precision - random)
+    return tallies
 
 
-def _by_row(measure: Callable, scores: Words, truth: Words, rows: Sequence[int], *more) -> np.ndarray:
-    return np.array([measure(scores[row], truth[row], *more) for row in rows], dtype=np.float64)
+def _by_row(measure: Callable, scores: Words, truth: Words, telling: np.ndarray, *more) -> np.ndarray:
+    """A measure (rows,); NaN for rows that are not telling."""
+    found = np.full(len(truth), np.nan)
+    for row in np.flatnonzero(telling):
+        found[row] = measure(scores[row], truth[row], *more)
+    return found
 
 
-def view_metrics(
-    scores: Mapping[str, Words], visible: Words, words: Sequence[Sequence[str]], item_ids: np.ndarray, *, seed: int = 0
-) -> dict[str, Metric]:
+def view_tallies(
+    scores: Mapping[str, Words], visible: Words, words: Sequence[Sequence[str]], item_ids: np.ndarray
+) -> Tallies:
     """Does a score see the view? itemAUC and viewAUC by name of the score; .5 = blind to the photo.
 
-    itemAUC compares the same word of the same item over its views (interval over items), viewAUC the same vocabulary
-    word over all photos (interval over words).
+    itemAUC compares the same word of the same item over its views (units are items, in ascending order), viewAUC the
+    same vocabulary word over all photos (units are words, in alphabetical order).
 
     Args:
         scores: by name, (W,) a row.
         visible: (W,) bool a row.
         words: lower-cased words a row, as long as its scores.
         item_ids: (rows,); the rows of an item have the same text.
-        seed: of the bootstrap.
+
+    Returns:
+        `words/item_auc/NAME` and `words/view_auc/NAME`, with `random`.
     """
     lengths = [len(truth) for truth in visible]
     shown = np.concatenate(visible)
     items = np.repeat(np.unique(item_ids, return_inverse=True)[1], lengths)
     place = np.concatenate([np.arange(length) for length in lengths])
     vocabulary = np.unique([word for row in words for word in row], return_inverse=True)[1]
-    metrics = {}
+    tallies: Tallies = {}
     for name, by_row in scores.items():
         values = np.concatenate(by_row)
         groups = items * (max(lengths) + 1) + place
-        metrics[f"words/item_auc/{name}"] = auc_pairs(values, shown, groups, items, seed=seed)
-        metrics[f"words/view_auc/{name}"] = auc_pairs(values, shown, vocabulary, seed=seed)
+        tallies[f"words/item_auc/{name}"] = auc_tally(values, shown, groups, items)
+        tallies[f"words/view_auc/{name}"] = auc_tally(values, shown, vocabulary)
     for figure in ("item_auc", "view_auc"):
-        metrics[f"words/{figure}/random"] = exact(0.5, 0)
-    return metrics
+        tallies[f"words/{figure}/random"] = exact(0.5, 0)
+    return tallies
 
 
 # --------------------------------------------------------------------------------------------------------- patches
@@ -128,61 +148,67 @@ def centre_scores(grid: tuple[int, int]) -> np.ndarray:
     return -np.hypot(y[:, None] / grid[0], x / grid[1]).round(9).reshape(-1)
 
 
-def patch_metrics(
-    scores: Mapping[str, np.ndarray],
-    inside: np.ndarray,
-    grid: tuple[int, int],
-    *,
-    rate: float = PATCH_RATE,
-    seed: int = 0,
-) -> dict[str, Metric]:
+def patch_tallies(
+    scores: Mapping[str, np.ndarray], inside: np.ndarray, grid: tuple[int, int], *, rate: float = PATCH_RATE
+) -> Tallies:
     """Share of the hard top `rate` of patches that lie inside regions of words both mentioned and visible.
 
     Args:
         scores: by name, (rows, N).
-        inside: (rows, N) bool; rows without any or with nothing but such patches are left out.
+        inside: (rows, N) bool; rows without any or with nothing but such patches do not count.
         grid: (h, w), h w = N.
         rate: share of the patches that is taken.
-        seed: of the bootstrap.
 
     Returns:
-        `patches/precision/NAME` and `patches/precision_gain/NAME` (over random), with `random`, `centre` and `oracle`.
+        `patches/precision/NAME` and `patches/precision_gain/NAME` (over random), with `random`, `centre` and `oracle`;
+        units are rows.
     """
-    telling = np.flatnonzero(inside.any(axis=1) & ~inside.all(axis=1))
+    telling = inside.any(axis=1) & ~inside.all(axis=1)
     beside = {
         "random": np.zeros(inside.shape),
         "centre": np.broadcast_to(centre_scores(grid), inside.shape),
         "oracle": inside.astype(float),
     }
     random = _by_row(precision_at_rate, beside["random"], inside, telling, rate)
-    metrics = {}
+    tallies: Tallies = {}
     for name, by_row in {**scores, **beside}.items():
         precision = _by_row(precision_at_rate, by_row, inside, telling, rate)
-        metrics[f"patches/precision/{name}"] = bootstrap_mean(precision, seed=seed)
+        tallies[f"patches/precision/{name}"] = _mean_of(precision)
         if name != "random":
-            metrics[f"patches/precision_gain/{name}"] = bootstrap_mean(precision - random, seed=seed)
-    return metrics
+            tallies[f"patches/precision_gain/{name}"] = _mean_of(precision - random)
+    return tallies
 
 
-def pointing_metrics(
-    peaks: Words, regions: Sequence[Sequence], grid: tuple[int, int], image_size: int, *, seed: int = 0
-) -> dict[str, Metric]:
-    """Does a word's map point at what the word names, and not just at the garment?
-
-    Ours, beside the patch precision, which any eye for the garment satisfies: a word hits when the patch that it looks
-    at more than other words do lies in its own region. Only words whose region is under half of the photo, and whose
-    text has another visible word with another region, count.
-
-    Args:
-        peaks: (W,) a row, the patch of each word's highest relative attention.
-        regions: [x0, y0, x1, y1] or [] a word, a row.
-        grid: patches (h, w).
-        image_size: pixels of the regions.
-        seed: of the bootstrap over rows.
+def pointing_tallies(peaks: Words, regions: Sequence[Sequence], grid: tuple[int, int], image_size: int) -> Tallies:
+    """Does a word's map point at what the word names, and not just at the garment? See `pointing_hits`.
 
     Returns:
         `pointing/hit/NAME` with NAME `own_word`, `other_word` (the maps of the text's other words, judged against this
-        word's region) and `random`; n counts rows.
+        word's region) and `random`; units are rows.
+    """
+    hits, counts = pointing_hits(peaks, regions, grid, image_size)
+    return {
+        f"pointing/hit/{name}": (values, counts) for name, values in zip(("own_word", "other_word", "random"), hits)
+    }
+
+
+def pointing_hits(
+    peaks: Words, regions: Sequence[Sequence], grid: tuple[int, int], image_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hits of peaks in their words' regions, summed over the words of each row.
+
+    Ours, beside the patch precision, which any eye for the garment satisfies. Only words whose region is under half of
+    the photo, and whose text has another visible word with another region, count.
+
+    Args:
+        peaks: (W,) a row, the patch that each word's map peaks at.
+        regions: [x0, y0, x1, y1] or [] a word, a row.
+        grid: patches (h, w).
+        image_size: pixels of the regions.
+
+    Returns:
+        (3, rows): hits of the word's own peak, of the text's other words' peaks (their mean), of a random patch;
+        (rows,): how many words counted.
     """
     hits, counts = np.zeros((3, len(peaks))), np.zeros(len(peaks))
     for row, (peak, boxes) in enumerate(zip(peaks, regions, strict=True)):
@@ -194,10 +220,7 @@ def pointing_metrics(
                 continue
             hits[:, row] += maps[box][peak[word]], maps[box][peak[others]].mean(), maps[box].mean()
             counts[row] += 1
-    return {
-        f"pointing/hit/{name}": bootstrap_ratio(values, counts, seed=seed)
-        for name, values in zip(("own_word", "other_word", "random"), hits)
-    }
+    return hits, counts
 
 
 def _inside(box: Sequence[float], grid: tuple[int, int], image_size: int) -> np.ndarray:
@@ -235,9 +258,9 @@ def truth_masks(
     return masks
 
 
-def text_gap(own_error: np.ndarray, other_error: np.ndarray, *, seed: int = 0) -> Metric:
+def text_gap(own_error: np.ndarray, other_error: np.ndarray) -> Tally:
     """Relative rise of the MIM error (rows,) when another item's text is given: mean(other) / mean(own) - 1."""
-    return bootstrap_ratio(np.asarray(other_error) - np.asarray(own_error), own_error, seed=seed)
+    return np.asarray(other_error) - np.asarray(own_error), np.asarray(own_error)
 
 
 def derangement(item_ids: np.ndarray, seed: int) -> np.ndarray:

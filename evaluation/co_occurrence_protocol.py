@@ -16,21 +16,22 @@ from syncmask.word_scores import WordScores
 
 from .co_occurrence import (
     COVERED,
+    Tallies,
     blind_scores,
     blind_table,
     covered_share,
     derangement,
-    patch_metrics,
-    pointing_metrics,
+    patch_tallies,
+    pointing_tallies,
     text_gap,
     truth_masks,
-    view_metrics,
-    word_metrics,
+    view_tallies,
+    word_tallies,
 )
 from .embedding import batches
 from .measure import INSTANCE_WEIGHTS, Measured, fill_word_means, measure_rows, mixed_rows
-from .metrics import Metric
-from .protocols import describe_corpus, sample_items
+from .outcomes import Outcomes, quantity_of
+from .protocols import describe_corpus, photo_names, sample_items
 from .result import Result, candidates_sha256
 
 TRUTH = ("words", "visible", "regions")
@@ -97,15 +98,17 @@ def co_occurrence(
         model, processor, test, item_ids, means, truth["visible"], instance_weights=instance_weights, **options
     )
     table = blind_table(train["words"], train["visible"])
-    metrics = score_truth(found, truth, item_ids, table, model.syncmask.grid, size, placed, seed=seed)
+    tallies = score_truth(found, truth, item_ids, table, model.syncmask.grid, size, placed)
     masks = truth_masks(_kept(truth["visible"], found), truth["regions"], model.syncmask.grid, size, seed=seed)
     errors = mim_errors(model, processor, test, masks, derangement(item_ids, seed), batch_size)
-    metrics["text_gap/relative_rise/truth_masks"] = text_gap(*errors, seed=seed)
+    tallies["text_gap/relative_rise/truth_masks"] = text_gap(*errors)
+    outcomes = kept_outcomes(tallies, test, placed, [row[:kept] for row, kept in zip(truth["words"], found.kept)])
     return Result(
         protocol="co-occurrence",
         version=1,
         corpus=describe_corpus(test, corpus_name, split, len(np.unique(item_ids))),
-        metrics=metrics,
+        metrics=outcomes.metrics(seed),
+        outcomes=outcomes,
         candidates_sha256=candidates_sha256(test["item_id"], test["text"], [seed]),
     )
 
@@ -118,10 +121,8 @@ def score_truth(
     grid: tuple[int, int],
     image_size: int,
     placed: np.ndarray,
-    *,
-    seed: int = 0,
-) -> dict[str, Metric]:
-    """Metrics of words, views and patches from what was measured and what is true.
+) -> Tallies:
+    """Tallies of words, views and patches from what was measured and what is true.
 
     Args:
         found: scores of every row.
@@ -131,7 +132,6 @@ def score_truth(
         grid: patches (h, w).
         image_size: pixels of the regions.
         placed: (rows,) bool, the rows on which patches are scored.
-        seed: of the bootstrap.
     """
     visible = _kept(truth["visible"], found)
     words = [row[:kept] for row, kept in zip(truth["words"], found.kept)]
@@ -143,11 +143,30 @@ def score_truth(
         ]
     )
     return {
-        **word_metrics(scores, visible, seed=seed),
-        **view_metrics(scores, visible, words, item_ids, seed=seed),
-        **patch_metrics({name: rows[placed] for name, rows in found.patches.items()}, inside[placed], grid, seed=seed),
-        **pointing_metrics(found.peaks, truth["regions"], grid, image_size, seed=seed),
+        **word_tallies(scores, visible),
+        **view_tallies(scores, visible, words, item_ids),
+        **patch_tallies({name: rows[placed] for name, rows in found.patches.items()}, inside[placed], grid),
+        **pointing_tallies(found.peaks, truth["regions"], grid, image_size),
     }
+
+
+def kept_outcomes(tallies: Tallies, test, placed: np.ndarray, words: list[list[str]]) -> Outcomes:
+    """The tallies with the names of what they were counted on: photos, items or words."""
+    photos, index = photo_names(test), CorpusIndex.from_dataset(test)
+    firsts = np.unique(index.item_ids, return_index=True)[1]
+    names = {
+        "words/item_auc": np.asarray(test["item_id"], dtype=str)[firsts],
+        "words/view_auc": np.unique([word for row in words for word in row]),
+        "patches/precision": photos[placed],
+        "patches/precision_gain": photos[placed],
+    }
+    outcomes = Outcomes()
+    for metric, tally in tallies.items():
+        if isinstance(tally, tuple):
+            outcomes.ratio(metric, tally, names.get(quantity_of(metric), photos))
+        else:
+            outcomes.define(metric, tally)
+    return outcomes
 
 
 @torch.no_grad()

@@ -38,9 +38,9 @@ class Embedder:
     real size.
 
     Args:
-        model: a `SyncMaskForPreTraining`; its mode is not changed, call `.eval()` before.
+        model: with `.syncmask`, and for matching with `itm_logits`; its mode is not changed, call `.eval()` before.
         processor: its `SyncMaskProcessor`.
-        dataset: rows of a corpus.
+        dataset: rows of a corpus; texts' features alone need none.
         index: its `CorpusIndex`; photos alone need none.
         batch_size: photos or texts a pass.
     """
@@ -49,6 +49,11 @@ class Embedder:
         self.model, self.processor, self.dataset, self.index = model, processor, dataset, index
         self.batch_size = batch_size
         self._tokens: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def can_match(self) -> bool:
+        """Whether the model has a matching head; without one there is no score `itm`."""
+        return hasattr(self.model, "itm_logits")
 
     @torch.no_grad()
     def image_feats(self) -> np.ndarray:

@@ -162,7 +162,7 @@ def fashiongen_sampled(
 
     Args:
         protocol: which of the two.
-        model: a `SyncMaskForPreTraining`.
+        model: with the two towers; without a matching head there is no `itm`.
         processor: its `SyncMaskProcessor`.
         dataset: rows of `load_corpus` with `subcategory`.
         candidates: frozen lists of an earlier evaluation; drawn by `seed` when None.
@@ -189,7 +189,9 @@ def fashiongen_sampled(
         candidates,
         item_of_photo=pool.item_of_photo,
         text_ids=texts,
-        matching=(lambda photo, item: embedder.matching(order[photo], texts[item])) if rerank_k else None,
+        matching=(lambda photo, item: embedder.matching(order[photo], texts[item]))
+        if rerank_k and embedder.can_match
+        else None,
         rerank_k=rerank_k,
     )
     size = candidates.arrays["image_to_text/candidates"].shape

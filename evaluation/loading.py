@@ -10,10 +10,30 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from syncmask import SyncMaskForPreTraining, SyncMaskProcessor, register_auto_classes
+from syncmask import (
+    SyncMaskConfig,
+    SyncMaskForComposedImageRetrieval,
+    SyncMaskForImageTextClassification,
+    SyncMaskForImageTextRetrieval,
+    SyncMaskForPreTraining,
+    SyncMaskProcessor,
+    register_auto_classes,
+)
 from syncmask.word_scores import WordScores
 
-TEACHER = "teacher.safetensors"
+MODEL, TEACHER = "model.safetensors", "teacher.safetensors"
+HEADS = (
+    SyncMaskForPreTraining,
+    SyncMaskForImageTextRetrieval,
+    SyncMaskForComposedImageRetrieval,
+    SyncMaskForImageTextClassification,
+)
+Model = (
+    SyncMaskForPreTraining
+    | SyncMaskForImageTextRetrieval
+    | SyncMaskForComposedImageRetrieval
+    | SyncMaskForImageTextClassification
+)
 
 
 @dataclass
@@ -21,17 +41,17 @@ class Loaded:
     """A model in eval mode with what it needs to be scored.
 
     Attributes:
-        model: the student (what users load).
-        teacher: the EMA teacher of the newest complete checkpoint, or the student where none was kept.
+        model: the student (what users load), with the head that its config names; each has `.syncmask`.
+        teacher: the EMA teacher of the newest complete checkpoint, or the model where none was kept, as in finetuning.
         processor: of both.
-        word_means: m[v] of the strategy that the run trained with, by that strategy; empty for a foreign model.
+        word_means: m[v] of the strategy that the run trained with, by that strategy; empty for other models.
         about: {path, sha256, teacher} for a result.
         run: the run's folder, if the path belongs to one.
         settings: config.yaml of that run.
     """
 
-    model: SyncMaskForPreTraining
-    teacher: SyncMaskForPreTraining
+    model: Model
+    teacher: Model
     processor: SyncMaskProcessor
     word_means: dict[str, WordScores]
     about: dict[str, str]
@@ -43,21 +63,23 @@ def load_checkpoint(path: str | Path) -> Loaded:
     """Loads a run folder, its final/ folder, one of its checkpoints, or the name of a model on the Hub.
 
     Raises:
-        FileNotFoundError: a run without a final model and without a complete checkpoint.
+        FileNotFoundError: a run without a final model.
+        ValueError: a model of another kind, or without a head.
     """
     register_auto_classes()  # the `syncmask` command leaves it to those who need it
     path = Path(path)
     run = find_run(path)
-    checkpoint = _checkpoint(path, run)
     home = _model_folder(path, run)
-    model = SyncMaskForPreTraining.from_pretrained(home, dtype=torch.float32).eval()
-    if path == checkpoint:
-        _load_weights(model, path / "model.safetensors")
-    teacher = model
-    if checkpoint is not None:
-        teacher = SyncMaskForPreTraining.from_pretrained(home, dtype=torch.float32).eval()
-        _load_weights(teacher, checkpoint / TEACHER)
-    weights = (path if path == checkpoint else Path(home)) / "model.safetensors"
+    own = path if _is_checkpoint(path) else None
+    head = _head(home)
+    model = teacher = head.from_pretrained(home, dtype=torch.float32).eval()
+    if own is not None:
+        _load_weights(model, own / MODEL)
+    kept = _kept_teacher(own, run)
+    if kept is not None:
+        teacher = head.from_pretrained(home, dtype=torch.float32).eval()
+        _load_weights(teacher, kept)
+    weights = (own or Path(home)) / MODEL
     about = {"path": str(path), "sha256": sha256(weights) if weights.exists() else ""}
     settings = _settings(run)
     return Loaded(
@@ -65,7 +87,7 @@ def load_checkpoint(path: str | Path) -> Loaded:
         teacher=teacher,
         processor=SyncMaskProcessor.from_pretrained(home),
         word_means=_word_means(Path(home), settings),
-        about=about | {"teacher": str(checkpoint) if checkpoint else "none kept: the model itself"},
+        about=about | {"teacher": str(kept.parent) if kept else "none kept: the model itself"},
         run=run,
         settings=settings,
     )
@@ -83,13 +105,30 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _checkpoint(path: Path, run: Path | None) -> Path | None:
-    """The checkpoint itself, or the newest complete one of the run; None where none was kept."""
-    if (path / TEACHER).is_file():
-        return path
+def _is_checkpoint(path: Path) -> bool:
+    """Checkpoints of a run have weights, but no config.json: that is in the run's final folder."""
+    return (path / MODEL).is_file() and not (path / "config.json").is_file()
+
+
+def _kept_teacher(own: Path | None, run: Path | None) -> Path | None:
+    """The teacher of the checkpoint itself, or of the newest complete one of the run; None where none was kept."""
+    if own is not None:
+        return own / TEACHER if (own / TEACHER).is_file() else None
     found = sorted(run.glob(f"checkpoints/step_*/{TEACHER}")) if run else []
-    complete = [file.parent for file in found if (file.parent / "COMPLETE").is_file()]
+    complete = [file for file in found if (file.parent / "COMPLETE").is_file()]
     return complete[-1] if complete else None
+
+
+def _head(home: Path | str) -> type[Model]:
+    """The class that the config names."""
+    named = SyncMaskConfig.from_pretrained(home).architectures or []
+    for head in HEADS:
+        if head.__name__ in named:
+            return head
+    raise ValueError(
+        f"{home} is a {' or '.join(named) or 'model of unknown kind'}; wanted one of "
+        f"{', '.join(head.__name__ for head in HEADS)}. Give a run of this project, or a model saved by one of them"
+    )
 
 
 def _model_folder(path: Path, run: Path | None) -> Path | str:
@@ -107,7 +146,7 @@ def _model_folder(path: Path, run: Path | None) -> Path | str:
     return run / "final"
 
 
-def _load_weights(model: SyncMaskForPreTraining, file: Path) -> None:
+def _load_weights(model: Model, file: Path) -> None:
     """Strict but for tied weights, which a file may hold once."""
     missing, unexpected = model.load_state_dict(load_file(str(file)), strict=False)
     tied = set(model.all_tied_weights_keys)

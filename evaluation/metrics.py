@@ -17,6 +17,10 @@ DRAWS = 1000
 INTERVAL = (2.5, 97.5)
 
 
+Tally = tuple[np.ndarray, np.ndarray]
+"""Parts and weights, both (n,), of the n units that an interval resamples; the metric is sum(parts) / sum(weights)."""
+
+
 class Metric(TypedDict):
     """A number, its 95 % bootstrap interval, and how many queries (rows, pairs, batches) it was measured on."""
 
@@ -241,6 +245,14 @@ def _tie_runs(scores: np.ndarray, relevant: np.ndarray) -> tuple[np.ndarray, np.
 def auc_pairs(
     scores: np.ndarray, shown: np.ndarray, groups: np.ndarray, units: np.ndarray | None = None, *, seed: int = 0
 ) -> Metric:
+    """`auc_tally` with its interval over units.
+
+    Example: `auc_pairs([2, 1], [True, False], [7, 7])["value"] == 1`.
+    """
+    return bootstrap_ratio(*auc_tally(scores, shown, groups, units), seed=seed)
+
+
+def auc_tally(scores: np.ndarray, shown: np.ndarray, groups: np.ndarray, units: np.ndarray | None = None) -> Tally:
     """How often a measurement that is shown scores above one of the same group that is not; ties count a half.
 
     itemAUC: groups = (item, word), units = items: does a view that shows the word score higher than one that does not?
@@ -251,9 +263,9 @@ def auc_pairs(
         shown: (n,) bool, is the word visible in this row's view.
         groups: (n,) int, pairs are made inside a group only; groups with one kind alone make none.
         units: (n,) int, what the interval resamples (a group lies in one unit); the groups themselves by default.
-        seed: of the bootstrap.
 
-    Example: `auc_pairs([2, 1], [True, False], [7, 7])["value"] == 1`.
+    Returns:
+        Pairs won and pairs, by unit, in ascending order of units.
     """
     scores, shown = np.asarray(scores, dtype=np.float64), np.asarray(shown, dtype=bool)
     if np.isnan(scores).any():
@@ -266,7 +278,7 @@ def auc_pairs(
     wins = np.bincount(group, weights=_mid_ranks(scores, group, sizes) * shown, minlength=num)
     wins = np.where(pairs > 0, wins - positives * (positives + 1) / 2, 0)
     unit = group[first] if units is None else np.unique(np.asarray(units)[first], return_inverse=True)[1]
-    return bootstrap_ratio(np.bincount(unit, weights=wins), np.bincount(unit, weights=pairs), seed=seed)
+    return np.bincount(unit, weights=wins), np.bincount(unit, weights=pairs)
 
 
 def _mid_ranks(scores: np.ndarray, group: np.ndarray, sizes: np.ndarray) -> np.ndarray:

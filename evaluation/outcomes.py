@@ -14,9 +14,9 @@ import numpy as np
 
 from .archive import read_arrays, write_arrays
 from .classification import bootstrap_f1, cell_draws, cells_of, macro_f1, macro_f1_union
-from .metrics import INTERVAL, Metric, binomial_ends, bootstrap_mean_of_ratios
+from .metrics import INTERVAL, Metric, Tally, binomial_ends, bootstrap_mean_of_ratios, bootstrap_ratio
 
-MEAN, F1, F1_UNION = "mean", "macro_f1", "macro_f1_union"
+MEAN, RATIO, F1, F1_UNION = "mean", "ratio", "macro_f1", "macro_f1_union"
 F1_MEASURES = {F1: macro_f1, F1_UNION: macro_f1_union}
 
 
@@ -27,7 +27,8 @@ class Measure:
     Attributes:
         of: names of values; the metric is the mean over them.
         at: where the values are ranks, the k of recall@k, averaged; empty = the values' own mean.
-        how: MEAN, or (of one name, values (n, 2) of truth and prediction) F1 or F1_UNION.
+        how: MEAN; of one name, RATIO of values (n, 2) of parts and weights, one a unit, or F1 or F1_UNION of values
+            (n, 2) of truth and prediction.
         labels: of F1 and F1_UNION, how many labels there are.
     """
 
@@ -43,7 +44,7 @@ class Outcomes:
 
     Attributes:
         ids: by quantity, (Q,) str, who was asked.
-        values: by name, (n,) ranks or hits, or (n, 2) true and predicted class.
+        values: by name, (n,) ranks or hits, or (n, 2) as its measure has it.
         units: by name, (n,) positions in the quantity's ids. A query that was asked in several draws is several
             entries of one unit; intervals resample units.
         measures: by metric.
@@ -76,6 +77,12 @@ class Outcomes:
             for score in scores:
                 self.define(f"{quantity}/recall@{k}/{score}", Measure((f"{quantity}/{score}",), (k,)))
 
+    def ratio(self, metric: str, tally: Tally, ids: np.ndarray) -> None:
+        """Keep a tally and define its metric QUANTITY/SCORE; `ids` (n,) str are the quantity's, in the tally's order."""
+        self.ids[quantity_of(metric)] = np.asarray(ids, dtype=str)
+        self.add(metric, np.stack(tally, axis=1))
+        self.define(metric, Measure((metric,), how=RATIO))
+
     def metrics(self, seed: int = 0) -> dict[str, Metric]:
         """All metrics with their intervals, in the order in which they were defined."""
         return {
@@ -87,6 +94,8 @@ class Outcomes:
         if measure.how in F1_MEASURES:
             truth, predicted = self.values[measure.of[0]].T
             return bootstrap_f1(F1_MEASURES[measure.how], truth, predicted, measure.labels, seed=seed)
+        if measure.how == RATIO:
+            return bootstrap_ratio(*self.values[measure.of[0]].T, seed=seed)
         tallies = [self.tally(name, measure.at) for name in measure.of]
         return binomial_ends(bootstrap_mean_of_ratios(tallies, seeds=seeds_of(measure.of, seed)))
 
@@ -147,6 +156,8 @@ def difference(first: Outcomes, second: Outcomes, metric: str, *, seed: int = 0)
             raise ValueError(f"{metric}: the two results asked other queries; evaluate both on the same candidates")
     if measure.how in F1_MEASURES:
         return _f1_difference(first, second, measure, seed)
+    if measure.how == RATIO:
+        return _ratio_difference(first, second, measure, seed)
     tallies, differ = [], 0
     for name in measure.of:
         one, weights = first.tally(name, measure.at)
@@ -167,6 +178,18 @@ def _f1_difference(first: Outcomes, second: Outcomes, measure: Measure, seed: in
 
     low, high = np.percentile([gain(drawn) for drawn in cell_draws(counts, seed=seed)], INTERVAL)
     return Metric(value=gain(counts), low=float(low), high=float(high), n=int(counts.sum())), differ
+
+
+def _ratio_difference(first: Outcomes, second: Outcomes, measure: Measure, seed: int) -> tuple[Metric, int]:
+    both = np.concatenate([first.values[measure.of[0]], second.values[measure.of[0]]], axis=1)
+    parts, weights, other_parts, other_weights = both[(both[:, 1] > 0) | (both[:, 3] > 0)].T
+    if not len(parts):
+        return bootstrap_ratio(parts, weights), 0
+    # Twice the mean of the second's ratio and the first's negative one, on the same resamples.
+    doubled = [(2 * other_parts, other_weights), (-2 * parts, weights)]
+    change = bootstrap_mean_of_ratios(doubled, seeds=[seed, seed])
+    differ = int((parts * other_weights != other_parts * weights).sum())
+    return Metric(value=change["value"], low=change["low"], high=change["high"], n=len(parts)), differ
 
 
 def quantity_of(name: str) -> str:

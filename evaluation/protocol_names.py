@@ -13,5 +13,6 @@ class Protocol(StrEnum):
     FASHIONGEN_SAMPLED_VIEW = "fashiongen-sampled-view"
     FASHIONIQ_ORIGINAL = "fashioniq-original"
     FASHIONIQ_VAL = "fashioniq-val"
+    COLOUR_VARIANTS = "colour-variants"
     RECOGNITION_CATEGORY = "recognition-category"
     RECOGNITION_SUBCATEGORY = "recognition-subcategory"

@@ -234,7 +234,7 @@ def whole_gallery(
 
     Args:
         protocol: its name.
-        model: a `SyncMaskForPreTraining`.
+        model: with the two towers; without a matching head there is no `itm`.
         processor: its `SyncMaskProcessor`.
         dataset: rows of `load_corpus`, none of whose items was trained on.
         directions: see `retrieval_outcomes`.
@@ -261,7 +261,9 @@ def whole_gallery(
         index.item_ids[firsts],
         text_ids=gallery,
         true_pairs=None if truth is None else lambda images, texts: truth.text_true_of_photo(images, firsts[texts]),
-        matching=(lambda image, text: embedder.matching(image, gallery[text])) if rerank_k else None,
+        matching=(lambda image, text: embedder.matching(image, gallery[text]))
+        if rerank_k and embedder.can_match
+        else None,
         rerank_k=rerank_k,
         rerank_queries=rerank_queries,
         directions=directions,

@@ -6,22 +6,32 @@ has one subcategory in validation alone) is an error, or a class of its own that
 
 from __future__ import annotations
 
+import json
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from syncmask.processing.corpus import CorpusIndex
 
 from .candidates import Candidates
 from .classification import label_ids, predicted_ids
-from .embedding import Embedder
+from .embedding import Embedder, photos
 from .metrics import exact
 from .outcomes import F1, F1_UNION, Measure, Outcomes
 from .protocols import describe_corpus, in_canonical_order, photo_names
 from .result import Result
 
+logger = logging.getLogger(__name__)
+
 LEVELS = {"recognition-category": "category", "recognition-subcategory": "subcategory"}
+SIDES = {"fused": ("photo", "text"), "image_only": ("photo",), "text_only": ("text",)}
+
+# Rows (in canonical order) -> logits (N, C) in the order of a label list, or labels (N,).
+Scorer = Callable[[object], np.ndarray]
 
 
 # --------------------------------------------------------------------------------------------------------- pure
@@ -95,10 +105,11 @@ def recognition(
     protocol: str,
     dataset,
     labels: Sequence[str],
-    scorers: Mapping[str, object],
+    scorers: Mapping[str, Scorer],
     *,
     unknown: str = "wrong",
     commonest: str | None = None,
+    label_source: str = "",
     corpus_name: str = "",
     split: str = "validation",
     max_rows: int | None = None,
@@ -110,9 +121,11 @@ def recognition(
         protocol: `recognition-category` or `recognition-subcategory`.
         dataset: rows of `load_corpus` with that column.
         labels: the fixed list.
-        scorers: by score, a function from the rows (in canonical order) to logits (N, C) or labels (N,).
-        unknown: what a label outside the list is: "wrong" (a class of its own) or "error".
+        scorers: by score.
+        unknown: what a label outside the list is: "wrong" (a class of its own, listed and counted in the result and
+            in a warning) or "error".
         commonest: the commonest label of training.
+        label_source: where the list is from, for the result.
         corpus_name: for the result.
         split: for the result.
         max_rows: whole items up to this many photos, a seeded sample; None = all.
@@ -138,11 +151,15 @@ def recognition(
         commonest=commonest,
         row_names=names,
     )
+    strange = Counter(label for label in truth if label not in set(labels))
+    if strange:
+        logger.warning("%s: not in the label list, so always wrong: %s", protocol, _counted(strange))
     about = describe_corpus(rows, corpus_name, split, len(set(rows["item_id"])))
     about |= {
         "labels": len(labels),
+        "label_source": label_source,
         "labels_with_rows": len(set(truth) & set(labels)),
-        "unknown_labels": sorted(set(truth) - set(labels)),
+        "unknown_labels": dict(sorted(strange.items())),
         "rows_without_label": len(dataset) - len(labelled),
     }
     return Result(
@@ -169,7 +186,71 @@ def label_list(dataset, level: str) -> tuple[list[str], str]:
     return sorted(found), min(found, key=lambda label: (-found[label], label))
 
 
-def zero_shot(model, processor, labels: Sequence[str], batch_size: int = 128):
+def read_labels(path: Path) -> list[str]:
+    """A label list from a file: a JSON list of strings, or one label a line.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds no label, one twice, or something else than strings.
+    """
+    content = Path(path).read_text(encoding="utf-8-sig")
+    try:
+        labels = json.loads(content) if content.lstrip().startswith("[") else content.splitlines()
+    except ValueError as error:
+        raise ValueError(f"{path} begins like a JSON list, but is none: {error}; mend it") from error
+    if not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"{path} holds more than strings; wanted a JSON list of labels, or one label a line")
+    labels = [label.strip() for label in labels if label.strip()]
+    twice = sorted(label for label, count in Counter(labels).items() if count > 1)
+    if twice or not labels:
+        raise ValueError(f"{path} holds {f'{twice[:3]} twice' if twice else 'no label'}; name each label once")
+    return labels
+
+
+def model_labels(model, level: str) -> list[str] | None:
+    """The labels that a model with a classification head tells apart, in the order of its logits; None without a head.
+
+    Raises:
+        ValueError: it has a head, but not for this level.
+    """
+    sets = getattr(model.config, "label_sets", None)
+    if not sets or not hasattr(model, "classifiers"):
+        return None
+    if level not in sets:
+        raise ValueError(
+            f"this model tells apart {', '.join(sets)}, not {level}; evaluate it by a protocol of one of these, "
+            f"or train it with the label set {level!r}"
+        )
+    return list(sets[level])
+
+
+def head_scorers(model, processor, level: str, batch_size: int = 128) -> dict[str, Scorer]:
+    """Scorers of a classification head: `fused` by photo and text, and by either alone, dropped in the same model."""
+    return {name: _classified(model, processor, level, sides, batch_size) for name, sides in SIDES.items()}
+
+
+def _classified(model, processor, level: str, sides: Sequence[str], batch_size: int) -> Scorer:
+    @torch.no_grad()
+    def scores(rows) -> np.ndarray:
+        texts, parts = list(rows["text"]), []
+        for start in range(0, len(rows), batch_size):
+            part = np.arange(start, min(start + batch_size, len(rows)))
+            inputs = processor(
+                images=photos(rows, part) if "photo" in sides else None,
+                text=[texts[row] for row in part] if "text" in sides else None,
+            ).to(model.device)
+            parts.append(model(**inputs).logits_by_set[level].float().cpu().numpy())
+        return np.concatenate(parts)
+
+    return scores
+
+
+def _counted(labels: Mapping[str, int], most: int = 10) -> str:
+    named = ", ".join(f"{label!r} ({count} rows)" for label, count in sorted(labels.items())[:most])
+    return named + (", ..." if len(labels) > most else "")
+
+
+def zero_shot(model, processor, labels: Sequence[str], batch_size: int = 128) -> Scorer:
     """A scorer without any training on labels: cosines (N, C) of photos and the labels' names as texts."""
 
     def scores(rows) -> np.ndarray:

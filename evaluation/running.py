@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from syncmask.processing.corpus import load_corpus
+from syncmask import SyncMaskForPreTraining
+from syncmask.processing.collator import UnreadablePhoto
+from syncmask.processing.corpus import GENERATED, GENERATED_VARIANTS, load_corpus
 from syncmask.processing.readers_fashioniq import load_fashioniq
 
 from .candidates import Candidates
 from .co_occurrence_protocol import co_occurrence
-from .composed import fashioniq
+from .composed import fashioniq, retrieve_variants
 from .fashiongen import fashiongen_sampled
 from .loading import Loaded
 from .protocol_names import Protocol
 from .protocols import fashiongen_full, items
-from .recognition import LEVELS, label_list, recognition, zero_shot
+from .recognition import LEVELS, head_scorers, label_list, model_labels, read_labels, recognition, zero_shot
 from .result import Result
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Request:
         rerank_k: candidates that the matching head re-ranks; 0 = none.
         rerank_queries: queries a direction that it re-ranks for; None = all.
         candidates: frozen lists of a sampled protocol; None = drawn by the seed.
+        labels: file of the label list of recognition, for a model that has none; None = the train split's labels.
+        variants: "PRODUCT_COLUMN,COLOUR_COLUMN" makes triplets of the corpus; None = as the run did with its own.
         batch_size: photos a pass.
         seed: of draws, samples and intervals.
     """
@@ -42,6 +49,8 @@ class Request:
     rerank_k: int = 16
     rerank_queries: int | None = None
     candidates: Path | None = None
+    labels: Path | None = None
+    variants: str | None = None
     batch_size: int = 128
     seed: int = 0
 
@@ -50,21 +59,37 @@ def run_protocol(loaded: Loaded, request: Request) -> Result:
     """Scores a loaded checkpoint.
 
     Raises:
-        ValueError: the corpus lacks what the protocol needs, or it has no such split; candidates for a protocol that
-            draws none.
-        FileNotFoundError: the corpus or the file of candidates is not there.
+        ValueError: the corpus or the model lacks what the protocol needs, or there is no such split; candidates or
+            labels for a protocol that takes none; a photo that cannot be read.
+        FileNotFoundError: the corpus, or the file of candidates or labels, is not there.
     """
+    _check_options(request)
+    try:
+        result = _run(loaded, request)
+    except UnreadablePhoto as problem:
+        # Left out in silence, it would make this another test than everybody else's.
+        raise ValueError(
+            f"{problem} Or leave it out for all models: `syncmask corpus convert SOURCE OUT --verify` and --corpus OUT"
+        ) from problem
+    result.model = loaded.about
+    return result
+
+
+def _run(loaded: Loaded, request: Request) -> Result:
+    if request.protocol.startswith("fashioniq"):
+        return _fashioniq(loaded, request)
+    splits = run_corpus(loaded, request.corpus, request.variants)
+    return _on_split(loaded, request, splits, _split(splits, request.split))
+
+
+def _check_options(request: Request) -> None:
     protocol = request.protocol
     if request.candidates is not None and not protocol.startswith("fashiongen-sampled"):
         raise ValueError(f"{protocol} draws no candidates; leave --candidates away")
-    if protocol.startswith("fashioniq"):
-        result = _fashioniq(loaded, request)
-    else:
-        splits = run_corpus(loaded, request.corpus)
-        split = _split(splits, request.split)
-        result = _on_split(loaded, request, splits, split)
-    result.model = loaded.about
-    return result
+    if request.labels is not None and protocol.value not in LEVELS:
+        raise ValueError(f"{protocol} has no label list; leave --labels away")
+    if request.variants is not None and protocol is not Protocol.COLOUR_VARIANTS:
+        raise ValueError(f"{protocol} takes no triplets of colour variants; leave --variants away")
 
 
 def _on_split(loaded: Loaded, request: Request, splits, split: str) -> Result:
@@ -74,13 +99,16 @@ def _on_split(loaded: Loaded, request: Request, splits, split: str) -> Result:
     options = sample | {"batch_size": request.batch_size}
     model = (loaded.model, loaded.processor)
     if request.protocol is Protocol.CO_OCCURRENCE:
+        _check_pretraining(loaded.teacher)
         layer = loaded.settings.get("objective", {}).get("mask_layer")
         data = (loaded.processor, splits["train"], rows)
         return co_occurrence(loaded.teacher, *data, word_means=loaded.word_means, layer=layer, **options)
+    if request.protocol is Protocol.COLOUR_VARIANTS:
+        return retrieve_variants(*model, rows, **options)
     if name in LEVELS:
-        labels, commonest = label_list(splits["train"], LEVELS[name])
-        scorers = {"zero_shot": zero_shot(*model, labels, request.batch_size)}
-        return recognition(name, rows, labels, scorers, commonest=commonest, **sample)
+        return _recognition(loaded, request, splits["train"], rows, sample)
+    if request.rerank_k and not hasattr(loaded.model, "itm_logits"):
+        logger.warning("%s has no matching head: itc alone, no itm", type(loaded.model).__name__)
     if name.startswith("fashiongen-sampled"):
         lists = Candidates.load(request.candidates) if request.candidates else None
         return fashiongen_sampled(name, *model, rows, candidates=lists, rerank_k=request.rerank_k, **options)
@@ -88,13 +116,38 @@ def _on_split(loaded: Loaded, request: Request, splits, split: str) -> Result:
     return whole(*model, rows, rerank_k=request.rerank_k, rerank_queries=request.rerank_queries, **options)
 
 
+def _recognition(loaded: Loaded, request: Request, train, rows, sample: dict) -> Result:
+    """By the model's own label list where it has a head, else by a file's or the train split's."""
+    level, model = LEVELS[request.protocol.value], (loaded.model, loaded.processor)
+    labels, source = model_labels(loaded.model, level), "the model"
+    scorers = {} if labels is None else head_scorers(*model, level, request.batch_size)
+    if labels is not None and request.labels is not None:
+        raise ValueError("this model has a label list of its own, which its head is for; leave --labels away")
+    if request.labels is not None:
+        labels, source = read_labels(request.labels), str(request.labels)
+    known = level in train.column_names and any(train[level])
+    trained, commonest = label_list(train, level) if known or labels is None else ([], None)
+    if labels is None:
+        labels, source = trained, "the train split"
+    scorers["zero_shot"] = zero_shot(*model, labels, request.batch_size)
+    options = {"commonest": commonest, "label_source": source, **sample}
+    return recognition(request.protocol.value, rows, labels, scorers, **options)
+
+
+def _check_pretraining(model) -> None:
+    if not isinstance(model, SyncMaskForPreTraining):
+        raise ValueError(
+            f"co-occurrence measures the masks of pretraining; a {type(model).__name__} has no heads for masked words "
+            "and patches, and finetuning keeps no teacher. Evaluate the pretraining run that it started from"
+        )
+
+
 def _fashioniq(loaded: Loaded, request: Request) -> Result:
-    if request.corpus is None:
-        raise ValueError(f"{request.protocol} needs FashionIQ's folder: --corpus path/to/fashion_iq")
+    corpus = request.corpus or own_corpus(loaded)
     if request.split not in (None, "validation") or request.max_rows is not None:
         raise ValueError(f"{request.protocol} is measured on all of validation; leave --split and --max-rows away")
-    data = load_fashioniq(Path(request.corpus))
-    options = {"corpus_name": request.corpus, "batch_size": request.batch_size, "seed": request.seed}
+    data = load_fashioniq(Path(corpus))
+    options = {"corpus_name": corpus, "batch_size": request.batch_size, "seed": request.seed}
     return fashioniq(request.protocol.value, loaded.model, loaded.processor, data, **options)
 
 
@@ -118,18 +171,19 @@ def own_corpus(loaded: Loaded) -> str:
     return source
 
 
-def run_corpus(loaded: Loaded, source: str | None):
-    """The corpus by its source; the run's columns, filters and seed hold for its own corpus."""
+def run_corpus(loaded: Loaded, source: str | None, variants: str | None = None):
+    """The corpus by its source; the run's columns, filters, triplets and seed hold for its own corpus."""
     data = loaded.settings.get("data", {})
     if source is not None and source != data.get("corpus"):
-        return load_corpus(source)
-    generated = data.get("corpus") == "garments"
+        return load_corpus(source, variants=variants)
+    generated = data.get("corpus") in (GENERATED, GENERATED_VARIANTS)
     return load_corpus(
         own_corpus(loaded),
         image_column=data.get("image_column"),
         text_column=data.get("text_column"),
         item_id_column=data.get("item_id_column"),
         where=dict(entry.split("=", 1) for entry in data.get("where") or []),
+        variants=variants or data.get("variants"),
         seed=data.get("corpus_seed", 0),
         num_items=data.get("num_items") if generated else None,
         image_size=data.get("image_size") if generated else None,

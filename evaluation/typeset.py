@@ -31,11 +31,16 @@ def font(size: int = 16, bold: bool = False) -> ImageFont.FreeTypeFont:
     )
 
 
-def paragraph(pieces: Sequence[tuple[str, str]], width: int, face: ImageFont.FreeTypeFont | None = None) -> Image.Image:
+Style = str | tuple[str | None, str]  # a name in STYLES, or ground and ink themselves
+
+
+def paragraph(
+    pieces: Sequence[tuple[str, Style]], width: int, face: ImageFont.FreeTypeFont | None = None
+) -> Image.Image:
     """Pieces of text with their styles, set in lines of at most `width` pixels.
 
     Args:
-        pieces: (text, style) in reading order, styles as in STYLES.
+        pieces: (text, style) in reading order, styles as in STYLES or (ground, ink).
         width: of the picture in pixels.
         face: a font; 16 pixels DejaVu Sans by default.
 
@@ -47,7 +52,7 @@ def paragraph(pieces: Sequence[tuple[str, str]], width: int, face: ImageFont.Fre
     sheet = Image.new("RGB", (width, line_height * lines), PAPER)
     draw = ImageDraw.Draw(sheet)
     for x, line, word, style in placed:
-        ground, ink = STYLES[style]
+        ground, ink = STYLES[style] if isinstance(style, str) else style
         y = line * line_height
         if ground:
             draw.rectangle([x - 1, y, x + face.getlength(word) + 1, y + line_height - 4], fill=ground)
@@ -56,8 +61,8 @@ def paragraph(pieces: Sequence[tuple[str, str]], width: int, face: ImageFont.Fre
 
 
 def _place(
-    pieces: Sequence[tuple[str, str]], width: int, face: ImageFont.FreeTypeFont
-) -> tuple[list[tuple[float, int, str, str]], int]:
+    pieces: Sequence[tuple[str, Style]], width: int, face: ImageFont.FreeTypeFont
+) -> tuple[list[tuple[float, int, str, Style]], int]:
     """(x, line, word, style) of every word, and the number of lines."""
     placed, x, line, space = [], 0.0, 0, face.getlength(" ")
     for unit in _units(pieces):
@@ -76,12 +81,12 @@ def _place(
     return placed, line + 1
 
 
-def _units(pieces: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]] | None]:
+def _units(pieces: Sequence[tuple[str, Style]]) -> list[list[tuple[str, Style]] | None]:
     """What no line break may part: neighbours without a space between, such as a marked word and its comma.
 
     None stands for a space.
     """
-    units: list[list[tuple[str, str]] | None] = []
+    units: list[list[tuple[str, Style]] | None] = []
     for piece, style in pieces:
         for part in re.findall(r"\s+|\S+", piece):
             if part.isspace():

@@ -13,7 +13,10 @@ _HOMES = {
     "SyncMaskFusionEncoderConfig": "syncmask.configuration_syncmask",
     "SyncMaskMimDecoderConfig": "syncmask.configuration_syncmask",
     "SyncMaskModel": "syncmask.modeling_syncmask",
-    "SyncMaskForPreTraining": "syncmask.modeling_syncmask",
+    "SyncMaskForPreTraining": "syncmask.modeling_pretraining",
+    "SyncMaskForImageTextRetrieval": "syncmask.modeling_retrieval",
+    "SyncMaskForComposedImageRetrieval": "syncmask.modeling_composed",
+    "SyncMaskForImageTextClassification": "syncmask.modeling_classification",
     "SyncMaskImageProcessor": "syncmask.processing.processing_syncmask",
     "SyncMaskProcessor": "syncmask.processing.processing_syncmask",
 }
@@ -33,21 +36,37 @@ def __dir__() -> list[str]:
 
 
 def register_auto_classes() -> None:
-    """Let AutoConfig, AutoModel, AutoModelForPreTraining, AutoImageProcessor and AutoProcessor find these classes."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, AutoProcessor
+    """Let transformers' Auto classes find these classes.
+
+    There is none for composed retrieval: its model is loaded by its own class, and AutoModel gives the base model.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForPreTraining,
+        AutoModelForZeroShotImageClassification,
+        AutoProcessor,
+    )
 
     from syncmask.configuration_syncmask import (
         SyncMaskConfig,
         SyncMaskFusionEncoderConfig,
         SyncMaskMimDecoderConfig,
     )
-    from syncmask.modeling_syncmask import SyncMaskForPreTraining, SyncMaskModel
+    from syncmask.modeling_classification import SyncMaskForImageTextClassification
+    from syncmask.modeling_pretraining import SyncMaskForPreTraining
+    from syncmask.modeling_retrieval import SyncMaskForImageTextRetrieval
+    from syncmask.modeling_syncmask import SyncMaskModel
     from syncmask.processing.processing_syncmask import SyncMaskImageProcessor, SyncMaskProcessor
 
     for config in (SyncMaskConfig, SyncMaskFusionEncoderConfig, SyncMaskMimDecoderConfig):
         AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(SyncMaskConfig, SyncMaskModel, exist_ok=True)
     AutoModelForPreTraining.register(SyncMaskConfig, SyncMaskForPreTraining, exist_ok=True)
+    AutoModelForZeroShotImageClassification.register(SyncMaskConfig, SyncMaskForImageTextRetrieval, exist_ok=True)
+    AutoModelForImageClassification.register(SyncMaskConfig, SyncMaskForImageTextClassification, exist_ok=True)
     AutoImageProcessor.register(SyncMaskConfig, image_processor_classes={"pil": SyncMaskImageProcessor}, exist_ok=True)
     AutoProcessor.register(SyncMaskConfig, SyncMaskProcessor, exist_ok=True)
 

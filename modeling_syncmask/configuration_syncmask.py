@@ -71,6 +71,11 @@ class SyncMaskConfig(PreTrainedConfig):
         mask_token_id (`int`): the tokenizer's `[MASK]`.
         initial_temperature (`float`): ITC temperature at the start, between .001 and .5.
         tie_word_embeddings (`bool`): the MLM head's output matrix is the text tower's embedding matrix.
+        label_sets (`dict[str, list[str]]`, *optional*): what [`SyncMaskForImageTextClassification`] tells apart, e.g.
+            `{"category": ["dresses", "tops"], "colour": ["red", "blue"]}`; `id2label`, `label2id` are the first set's.
+        label_set_names (`list[str]`, *optional*): the order of `label_sets`, theirs by default; kept here since JSON
+            files are written with sorted keys.
+        classifier_dropout (`float`): dropout before the classifiers.
 
     Example:
 
@@ -98,6 +103,9 @@ class SyncMaskConfig(PreTrainedConfig):
     initial_temperature: float = 0.07
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
+    label_sets: dict[str, list[str]] | None = None
+    label_set_names: list[str] | None = None
+    classifier_dropout: float | int = 0.1
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -107,6 +115,36 @@ class SyncMaskConfig(PreTrainedConfig):
         ):
             if encoder.encoder_hidden_size is None:
                 encoder.encoder_hidden_size = tower.hidden_size
+        self.order_label_sets()
+
+    def order_label_sets(self):
+        """Put `label_sets` in their order and let `id2label` and `label2id` be the first one's.
+
+        Called again by the classification model: `from_pretrained(..., label_sets=...)` assigns them to a finished
+        configuration.
+
+        Raises:
+            ValueError: for a set without labels or with a label twice.
+        """
+        self.validate_label_sets()
+        if not self.label_sets:
+            return
+        if set(self.label_set_names or ()) != set(self.label_sets):
+            self.label_set_names = list(self.label_sets)
+        self.label_sets = {name: self.label_sets[name] for name in self.label_set_names}
+        self.id2label = dict(enumerate(self.label_sets[self.label_set_names[0]]))
+        self.label2id = {label: index for index, label in self.id2label.items()}
+
+    def validate_label_sets(self):
+        """Refuse sets that are empty or name a label twice (run by `@strict`)."""
+        for name, labels in (self.label_sets or {}).items():
+            if not labels:
+                raise ValueError(f"label_sets[{name!r}] has no labels; list them or leave the set out.")
+            twice = sorted({label for label in labels if labels.count(label) > 1})
+            if twice:
+                raise ValueError(
+                    f"label_sets[{name!r}] names {', '.join(map(repr, twice))} twice; list each label once."
+                )
 
     def validate_widths(self):
         """Refuse a fusion encoder that cannot take the towers' tokens (run by `@strict`)."""

@@ -259,6 +259,11 @@ class SyncMaskFusionEncoder(SyncMaskFusionPreTrainedModel):
             query_positions=query_positions,
         )
 
+    def last_cls(self, hidden_states, attention_mask, encoder_hidden_states, encoder_index=None) -> torch.Tensor:
+        """Run the last layer for [CLS] alone: (R, L, D) -> (R, D)."""
+        cls = torch.zeros(hidden_states.shape[0], 1, dtype=torch.long, device=hidden_states.device)
+        return self.last(hidden_states, attention_mask, encoder_hidden_states, encoder_index, cls)[:, 0]
+
     def cross_scores(self, inputs_embeds, attention_mask, encoder_hidden_states, layer: int) -> torch.Tensor:
         """Return the raw cross-attention scores (B, H, L, M) of one layer; the layers above it are not run."""
         hidden = self.run_layers(self.layers[:layer], inputs_embeds, attention_mask, encoder_hidden_states)

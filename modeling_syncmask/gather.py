@@ -40,3 +40,10 @@ def gather_with_gradient(slice_: torch.Tensor) -> torch.Tensor:
     With DDP's mean over processes, the gradient equals that of one process which holds the whole batch.
     """
     return slice_ if num_processes() == 1 else _AllGather.apply(slice_)
+
+
+def own_rows(slice_: torch.Tensor) -> torch.Tensor:
+    """Number the rows of this process's slice (B, ...) within the global batch: (B,)."""
+    rows = slice_.shape[0]
+    start = dist.get_rank() * rows if num_processes() > 1 else 0
+    return torch.arange(start, start + rows, device=slice_.device)

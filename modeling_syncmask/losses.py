@@ -1,4 +1,4 @@
-"""The four objectives as pure functions: tensors and numbers in, a scalar out."""
+"""The objectives as pure functions: tensors and numbers in, a scalar out."""
 
 import torch
 import torch.nn.functional as F
@@ -92,3 +92,48 @@ def mim_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         predictions, targets: (B, k, patch_dim).
     """
     return F.mse_loss(predictions.float(), targets.float())
+
+
+def composed_targets(
+    target_ids: torch.Tensor, all_target_ids: torch.Tensor, all_reference_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ITC's targets of composed retrieval: queries over photos (B, 2G), target photos over queries (B, G).
+
+    The candidates of a query are all target photos and, behind them, all reference photos: a reference photo is what a
+    model returns that looks at the photo and not at the text (our choice). Equal ids are positives and share the mass.
+
+    Args:
+        target_ids: (B,). all_target_ids, all_reference_ids: (G,), the global batch, which holds the B rows.
+
+    Example: targets [7, 8] with references [8, 9] give [[1, 0, 0, 0], [0, .5, .5, 0]] and [[1, 0], [0, 1]].
+    """
+    candidates = torch.cat([all_target_ids, all_reference_ids])
+    over_photos = match_targets(target_ids, target_ids, candidates, candidates)
+    return over_photos, match_targets(target_ids, target_ids, all_target_ids, all_target_ids)
+
+
+def classification_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    log_prior: torch.Tensor | None = None,
+    class_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Recognition: mean of -w[y] log softmax_y(f + log pi) over the rows whose label is known; 0 when there is none.
+
+    With the log prior the model need not learn how frequent a class is, so that its plain logits rank classes as if all
+    were equally frequent. With class weights the mean is a weighted one. Use one of the two.
+
+    Args:
+        logits: (B, C). labels: (B,), -100 = unknown.
+        log_prior: (C,), log of the classes' shares in training. class_weights: (C,).
+
+    Source: logit adjustment, Menon et al. 2021, "Long-tail learning via logit adjustment", equation 10 with tau = 1.
+
+    Example: logits of 0 with log_prior = log [.9, .1] and label 1 give -log .1 = 2.3.
+    """
+    logits = logits.float() if log_prior is None else logits.float() + log_prior.float()
+    weights = None if class_weights is None else class_weights.float()
+    total = F.cross_entropy(logits, labels, weight=weights, ignore_index=-100, reduction="sum")
+    known = labels != -100
+    mass = known.sum() if weights is None else (weights[labels.clamp(min=0)] * known).sum()
+    return total / mass.clamp(min=torch.finfo(torch.float32).tiny)

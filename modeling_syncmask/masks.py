@@ -265,6 +265,40 @@ def corrupt(
     return torch.where(text_mask & (fate >= 0.8) & (fate < 0.9), random_ids, masked)
 
 
+# ---------------------------------------------------------------------------------------------------- masks to indices
+
+
+def split_patches(patch_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split (B, N) into the indices of kept (B, N - k) and of hidden patches (B, k), each ascending.
+
+    Raises:
+        ValueError: when rows hide different numbers of patches.
+
+    Example: [[0, 1, 0, 1]] gives [[0, 2]] and [[1, 3]].
+    """
+    counts = patch_mask.sum(dim=1)
+    if (counts != counts[0]).any():
+        raise ValueError(
+            f"patch_mask hides between {int(counts.min())} and {int(counts.max())} patches; every row must hide the "
+            "same number, since kept patches are encoded as one batch."
+        )
+    order = patch_mask.long().argsort(dim=1, stable=True)
+    keep = patch_mask.shape[1] - int(counts[0])
+    return order[:, :keep], order[:, keep:]
+
+
+def hidden_positions(text_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the positions of hidden tokens (B, Q), padded with kept ones, and which are real (B, Q).
+
+    Q is the largest number of hidden tokens in a row, at least 1. Real positions ascend, so that indexing by the second
+    result lists hidden tokens in the row-major order of `text_mask`.
+    """
+    counts = text_mask.sum(dim=1)
+    width = max(1, int(counts.max()))
+    positions = (~text_mask).long().argsort(dim=1, stable=True)[:, :width]
+    return positions, torch.arange(width, device=text_mask.device) < counts[:, None]
+
+
 # ------------------------------------------------------------------------------------------------------------- pieces
 
 

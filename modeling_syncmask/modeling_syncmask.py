@@ -1,21 +1,18 @@
-"""SyncMaskModel (two towers and a fusion encoder) and SyncMaskForPreTraining (the four objectives in one forward)."""
+"""SyncMaskModel: two towers and a fusion encoder. What is made of it stands in the other modeling_*.py."""
 
 import math
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_syncmask import SyncMaskConfig
-from .fusion import SyncMaskFusionEncoder, SyncMaskMimDecoder, take_positions
-from .gather import gather_rows, gather_with_gradient
-from .losses import itc_loss, itm_loss, match_targets, mim_loss, mlm_loss, soften_targets
-from .outputs import SyncMaskForPreTrainingOutput, SyncMaskOutput
-from .towers import build_tower, kept_patches, num_prefix_tokens, patch_grid, patchify
+from .fusion import SyncMaskFusionEncoder
+from .outputs import SyncMaskOutput
+from .towers import build_tower, kept_patches, num_prefix_tokens, patch_grid
 
 LOG_TEMPERATURE_RANGE = (math.log(0.001), math.log(0.5))
 
@@ -33,6 +30,11 @@ class SyncMaskPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # Any class loads from any other's checkpoint without a word about the heads that it leaves behind.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(itm_head|mlm_head|mim_decoder|query_head|classifiers)\.",
+        r"^no_(image|text)$",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -56,9 +58,6 @@ class SyncMaskModel(SyncMaskPreTrainedModel):
     >>> feats = model.get_image_features(**processor(images="photo.jpg")).pooler_output
     ```
     """
-
-    # A pretraining checkpoint loads here without a word about the heads that are left behind.
-    _keys_to_ignore_on_load_unexpected = [r"^itm_head\.", r"^mlm_head\.", r"^mim_decoder\."]
 
     def __init__(self, config: SyncMaskConfig):
         super().__init__(config)
@@ -95,6 +94,7 @@ class SyncMaskModel(SyncMaskPreTrainedModel):
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
         """Encode texts: (B, L) -> (B, L, D)."""
+        _check_padding(attention_mask)
         return self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
 
     def fuse(
@@ -108,6 +108,11 @@ class SyncMaskModel(SyncMaskPreTrainedModel):
         return self.fusion_encoder(
             text_embeds, attention_mask, encoder_hidden_states=image_embeds, encoder_index=image_index
         ).last_hidden_state
+
+    def fuse_cls(self, text_embeds, attention_mask, image_embeds, image_index=None) -> torch.Tensor:
+        """Return [CLS] of `fuse` alone, (R, D): the last layer is run for that token only."""
+        hidden = self.fusion_encoder.lower(text_embeds, attention_mask, image_embeds, image_index)
+        return self.fusion_encoder.last_cls(hidden, attention_mask, image_embeds, image_index)
 
     def project_image(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """Project [CLS] of the image tower to unit length: (B, M, Dv) -> (B, P)."""
@@ -128,6 +133,7 @@ class SyncMaskModel(SyncMaskPreTrainedModel):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """Return the unit-length text features as `pooler_output` (B, P) and tokens as `last_hidden_state`."""
+        _check_padding(attention_mask)
         outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         return _pooled(outputs, self.project_text(outputs.last_hidden_state))
 
@@ -173,261 +179,16 @@ class SyncMaskModel(SyncMaskPreTrainedModel):
         output.fusion_attentions, output.cross_attentions = fused.attentions, fused.cross_attentions
 
 
-class SyncMaskMlmHead(nn.Module):
-    """Transform and vocabulary matrix of BERT's MLM head; the matrix is tied to the token embeddings."""
-
-    def __init__(self, config: SyncMaskConfig):
-        super().__init__()
-        size, vocabulary = config.text_config.hidden_size, config.text_config.vocab_size
-        self.dense = nn.Linear(size, size)
-        self.activation = ACT2FN[config.fusion_encoder_config.hidden_act]
-        self.norm = nn.LayerNorm(size, eps=config.fusion_encoder_config.layer_norm_eps)
-        self.decoder = nn.Linear(size, vocabulary)
-
-    def forward(self, fused: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., V)."""
-        return self.decoder(self.norm(self.activation(self.dense(fused))))
-
-
-class SyncMaskForPreTraining(SyncMaskPreTrainedModel):
-    r"""SyncMask with its four objectives: ITC, ITM, MLM and MIM.
-
-    The forward is the only differentiable call of a training step and is deterministic in its inputs (dropout apart):
-    masks, negatives and the teacher's features are given to it. What is not given is skipped: no masks, no MLM and MIM;
-    no negatives, no ITM; no teacher, hard ITC targets.
-    """
-
-    def __init__(self, config: SyncMaskConfig):
-        super().__init__(config)
-        self.syncmask = SyncMaskModel(config)
-        self.itm_head = nn.Linear(config.text_config.hidden_size, 2)
-        self.mlm_head = SyncMaskMlmHead(config)
-        rows, columns = self.syncmask.grid
-        pixels = self._pixels_per_patch(config)
-        self.mim_decoder = SyncMaskMimDecoder(
-            config.mim_decoder_config,
-            image_width=config.vision_config.hidden_size,
-            num_prefix=self.syncmask.num_prefix_tokens,
-            num_patches=rows * columns,
-            patch_dim=pixels,
+def _check_padding(attention_mask: torch.Tensor | None):
+    """Refuse texts padded on the left, of which a padding token would be taken for [CLS]."""
+    if attention_mask is None or attention_mask.ndim != 2 or torch.compiler.is_compiling():
+        return
+    left = (attention_mask[:, 0] == 0) & attention_mask.any(dim=1)
+    if left.any():
+        raise ValueError(
+            f"{int(left.sum())} of {len(left)} texts are padded on the left, but [CLS] must come first; set "
+            "tokenizer.padding_side = 'right'."
         )
-        self._tied_weights_keys = {"mlm_head.decoder.weight": self._embedding_name()}
-        self.post_init()
-
-    @staticmethod
-    def _pixels_per_patch(config: SyncMaskConfig) -> int:
-        size = config.vision_config.patch_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return config.vision_config.num_channels * height * width
-
-    def _embedding_name(self) -> str:
-        """Name the token embedding's weight, which differs between text tower families."""
-        embedding = self.syncmask.get_input_embeddings().weight
-        return next(name for name, parameter in self.named_parameters() if parameter is embedding)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the text tower's token embeddings."""
-        return self.syncmask.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        """Replace the text tower's token embeddings."""
-        self.syncmask.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the MLM head's vocabulary matrix."""
-        return self.mlm_head.decoder
-
-    def set_output_embeddings(self, value: nn.Module):
-        """Replace the MLM head's vocabulary matrix."""
-        self.mlm_head.decoder = value
-
-    def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Cut photos (B, 3, S, S) into patches (B, N, patch_dim)."""
-        return patchify(pixel_values, self.syncmask.grid)
-
-    def itm_logits(self, text_embeds, attention_mask, image_embeds, image_index=None) -> torch.Tensor:
-        """Match texts (R, L, D) with photos image_embeds[image_index]: (R, 2), column 1 = match."""
-        fusion = self.syncmask.fusion_encoder
-        hidden = fusion.lower(text_embeds, attention_mask, image_embeds, image_index)
-        return self._match(hidden, attention_mask, image_embeds, image_index)
-
-    def mlm_logits(self, text_embeds, attention_mask, image_embeds, positions, image_index=None) -> torch.Tensor:
-        """Predict the tokens at `positions` (R, Q) of masked texts (R, L, D): (R, Q, V)."""
-        fusion = self.syncmask.fusion_encoder
-        hidden = fusion.lower(text_embeds, attention_mask, image_embeds, image_index)
-        return self.mlm_head(fusion.last(hidden, attention_mask, image_embeds, image_index, positions))
-
-    def predict_patches(
-        self,
-        pixel_values: torch.Tensor,
-        patch_mask: torch.Tensor,
-        text_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Predict the hidden patches from the kept ones and the text: (B, k, patch_dim), ascending order.
-
-        Args:
-            pixel_values: (B, 3, S, S). patch_mask: (B, N), True = hidden, equally many in every row.
-            text_embeds: (B, L, D) of the unmasked text. attention_mask: (B, L).
-
-        Raises:
-            ValueError: when rows hide different numbers of patches.
-        """
-        keep, hidden = split_patches(patch_mask)
-        kept_embeds = self.syncmask.encode_image(pixel_values, keep=keep)
-        return self.mim_decoder(kept_embeds, keep, hidden, text_embeds, attention_mask)
-
-    def hidden_patches(self, pixel_values: torch.Tensor, patch_mask: torch.Tensor) -> torch.Tensor:
-        """Return the true pixels of the hidden patches: (B, k, patch_dim), ascending order."""
-        _, hidden = split_patches(patch_mask)
-        return take_positions(self.patchify(pixel_values), hidden)
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        item_ids: torch.Tensor | None = None,
-        text_ids: torch.Tensor | None = None,
-        text_mask: torch.Tensor | None = None,
-        masked_input_ids: torch.Tensor | None = None,
-        patch_mask: torch.Tensor | None = None,
-        negative_image_index: torch.Tensor | None = None,
-        negative_text_index: torch.Tensor | None = None,
-        teacher_image_feats: torch.Tensor | None = None,
-        teacher_text_feats: torch.Tensor | None = None,
-        teacher_temperature: torch.Tensor | None = None,
-        soft_target_weight: float = 0.0,
-    ) -> SyncMaskForPreTrainingOutput:
-        """Compute the objectives whose inputs are given.
-
-        Args:
-            pixel_values: (B, 3, S, S). input_ids, attention_mask: (B, L), the unmasked text.
-            item_ids, text_ids: (B,), what counts as the same item or text; every row its own when None.
-            text_mask: (B, L) bool, True = hidden token. masked_input_ids: (B, L), the text with the hidden tokens
-                replaced; every hidden token becomes [MASK] when None.
-            patch_mask: (B, N) bool, True = hidden patch, equally many in every row.
-            negative_image_index, negative_text_index: (B,), a row of this slice that does not match; -1 = none.
-            teacher_image_feats, teacher_text_feats: (B, P) of the momentum teacher. teacher_temperature: (1,).
-            soft_target_weight: share of the teacher in the ITC targets, in [0, 1].
-        """
-        _check_together(negative_image_index=negative_image_index, negative_text_index=negative_text_index)
-        _check_together(
-            teacher_image_feats=teacher_image_feats,
-            teacher_text_feats=teacher_text_feats,
-            teacher_temperature=teacher_temperature,
-        )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        image_embeds = self.syncmask.encode_image(pixel_values)
-        text_embeds = self.syncmask.encode_text(input_ids, attention_mask)
-        output = SyncMaskForPreTrainingOutput(
-            image_feats=self.syncmask.project_image(image_embeds),
-            text_feats=self.syncmask.project_text(text_embeds),
-        )
-        output.itc_loss = self._itc(
-            output.image_feats,
-            output.text_feats,
-            item_ids,
-            text_ids,
-            (teacher_image_feats, teacher_text_feats, teacher_temperature),
-            soft_target_weight,
-        )
-        self._fused_objectives(
-            output,
-            image_embeds,
-            text_embeds,
-            attention_mask,
-            input_ids,
-            text_mask,
-            masked_input_ids,
-            negative_image_index,
-            negative_text_index,
-        )
-        if patch_mask is not None:
-            output.mim_predictions = self.predict_patches(pixel_values, patch_mask, text_embeds, attention_mask)
-            output.mim_loss = mim_loss(output.mim_predictions, self.hidden_patches(pixel_values, patch_mask))
-        terms = (output.itc_loss, output.itm_loss, output.mlm_loss, output.mim_loss)
-        output.loss = sum(term for term in terms if term is not None)
-        return SyncMaskForPreTrainingOutput(**output)
-
-    def _itc(self, image_feats, text_feats, item_ids, text_ids, teacher, soft_target_weight) -> torch.Tensor:
-        """Contrast this slice with the global batch; see `losses.itc_loss`."""
-        all_images, all_texts = gather_with_gradient(image_feats), gather_with_gradient(text_feats)
-        if item_ids is None:
-            item_ids = _own_rows(image_feats, all_images)
-        text_ids = item_ids if text_ids is None else text_ids
-        targets = match_targets(item_ids, text_ids, gather_rows(item_ids), gather_rows(text_ids))
-        image_targets = text_targets = targets
-        teacher_images, teacher_texts, temperature = teacher
-        if teacher_images is not None and soft_target_weight > 0:
-            # Similarities tie under autocast, so they are taken in fp32.
-            with torch.autocast(teacher_images.device.type, enabled=False):
-                i2t = teacher_images.float() @ gather_rows(teacher_texts).float().T / temperature
-                t2i = teacher_texts.float() @ gather_rows(teacher_images).float().T / temperature
-            image_targets = soften_targets(targets, i2t, soft_target_weight)
-            text_targets = soften_targets(targets, t2i, soft_target_weight)
-        return itc_loss(
-            image_feats,
-            text_feats,
-            all_images,
-            all_texts,
-            self.syncmask.temperature,
-            image_targets,
-            text_targets,
-        )
-
-    def _fused_objectives(
-        self,
-        output,
-        image_embeds,
-        text_embeds,
-        attention_mask,
-        input_ids,
-        text_mask,
-        masked_input_ids,
-        negative_image_index,
-        negative_text_index,
-    ):
-        """ITM and MLM: positives, both negatives and masked texts go through the fusion encoder as one batch of 4B.
-
-        An image's keys and values are projected once; the last layer is run for [CLS] of the ITM rows and for the
-        hidden tokens of the MLM rows alone.
-        """
-        own = torch.arange(image_embeds.shape[0], device=image_embeds.device)
-        texts, masks, images = [], [], []
-        if negative_image_index is not None:
-            other_image, other_text = negative_image_index.clamp(min=0), negative_text_index.clamp(min=0)
-            texts += [text_embeds, text_embeds, text_embeds[other_text]]
-            masks += [attention_mask, attention_mask, attention_mask[other_text]]
-            images += [own, other_image, own]
-        if text_mask is not None:
-            if masked_input_ids is None:
-                masked_input_ids = input_ids.masked_fill(text_mask, self.config.mask_token_id)
-            texts.append(self.syncmask.encode_text(masked_input_ids, attention_mask))
-            masks.append(attention_mask)
-            images.append(own)
-        if not texts:
-            return
-        mask, index = torch.cat(masks), torch.cat(images)
-        hidden = self.syncmask.fusion_encoder.lower(torch.cat(texts), mask, image_embeds, index)
-        pairs = 3 * len(own) if negative_image_index is not None else 0
-        if pairs:
-            output.itm_logits = self._match(hidden[:pairs], mask[:pairs], image_embeds, index[:pairs])
-            is_match = torch.arange(pairs, device=own.device) < len(own)
-            valid = torch.cat([own >= 0, negative_image_index >= 0, negative_text_index >= 0])
-            output.itm_loss = itm_loss(output.itm_logits, is_match, valid)
-        if text_mask is not None:
-            positions, real = hidden_positions(text_mask)
-            fused = self.syncmask.fusion_encoder.last(hidden[pairs:], attention_mask, image_embeds, None, positions)
-            output.mlm_logits = self.mlm_head(fused[real])
-            output.mlm_loss = mlm_loss(output.mlm_logits, input_ids[text_mask])
-
-    def _match(self, hidden, attention_mask, image_embeds, image_index) -> torch.Tensor:
-        cls = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
-        fused = self.syncmask.fusion_encoder.last(hidden, attention_mask, image_embeds, image_index, cls)
-        return self.itm_head(fused[:, 0])
 
 
 def _pooled(outputs, feats):
@@ -439,49 +200,4 @@ def _pooled(outputs, feats):
     )
 
 
-def split_patches(patch_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split (B, N) into the indices of kept (B, N - k) and of hidden patches (B, k), each ascending.
-
-    Raises:
-        ValueError: when rows hide different numbers of patches.
-
-    Example: [[0, 1, 0, 1]] gives [[0, 2]] and [[1, 3]].
-    """
-    counts = patch_mask.sum(dim=1)
-    if (counts != counts[0]).any():
-        raise ValueError(
-            f"patch_mask hides between {int(counts.min())} and {int(counts.max())} patches; every row must hide the "
-            "same number, since kept patches are encoded as one batch."
-        )
-    order = patch_mask.long().argsort(dim=1, stable=True)
-    keep = patch_mask.shape[1] - int(counts[0])
-    return order[:, :keep], order[:, keep:]
-
-
-def hidden_positions(text_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the positions of hidden tokens (B, Q), padded with kept ones, and which are real (B, Q).
-
-    Q is the largest number of hidden tokens in a row, at least 1. Real positions ascend, so that indexing by the second
-    result lists hidden tokens in the row-major order of `text_mask`.
-    """
-    counts = text_mask.sum(dim=1)
-    width = max(1, int(counts.max()))
-    positions = (~text_mask).long().argsort(dim=1, stable=True)[:, :width]
-    return positions, torch.arange(width, device=text_mask.device) < counts[:, None]
-
-
-def _check_together(**inputs):
-    missing = [name for name, value in inputs.items() if value is None]
-    if missing and len(missing) < len(inputs):
-        raise ValueError(f"{', '.join(missing)} not given: {', '.join(inputs)} go together, give all of them or none.")
-
-
-def _own_rows(slice_: torch.Tensor, gathered: torch.Tensor) -> torch.Tensor:
-    """Number the rows of this slice within the global batch: every row an item of its own."""
-    start = 0
-    if gathered.shape[0] != slice_.shape[0]:
-        start = torch.distributed.get_rank() * slice_.shape[0]
-    return torch.arange(start, start + slice_.shape[0], device=slice_.device)
-
-
-__all__ = ["SyncMaskForPreTraining", "SyncMaskModel", "SyncMaskPreTrainedModel"]
+__all__ = ["SyncMaskModel", "SyncMaskPreTrainedModel"]

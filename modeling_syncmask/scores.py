@@ -5,8 +5,9 @@ Used by training (through the teacher), by evaluation and by whoever wants to se
 
 import torch
 
-from .masks import pool_pieces, valid_words
-from .modeling_syncmask import SyncMaskForPreTraining, SyncMaskModel, hidden_positions
+from .masks import hidden_positions, pool_pieces, valid_words
+from .modeling_pretraining import SyncMaskForPreTraining
+from .modeling_syncmask import SyncMaskModel
 
 EVIDENCE_RANGE = (-2.0, 4.0)
 

@@ -14,6 +14,10 @@ from torch.utils.data import Dataset
 from syncmask.processing.augment import Augmentation
 from syncmask.processing.corpus import CorpusIndex
 from syncmask.processing.processing_syncmask import SyncMaskProcessor, open_image, to_rgb
+from syncmask.processing.tar_photos import is_tar_place, read_tar_place
+
+REFERENCE_DRAW = 2
+"""Behind (seed, epoch, row) in the seed of a reference photo's augmentation; 1 is the choice of substitutes."""
 
 
 class UnreadablePhoto(RuntimeError):
@@ -34,9 +38,9 @@ class UnreadablePhoto(RuntimeError):
 class PhotoDataset(Dataset):
     """Photos and texts of a corpus by (epoch, row).
 
-    `photos[(epoch, row)]` is a record {pixel_values uint8 (3, S, S), text, row_id, item_id, text_id}. The augmentation
-    is drawn from (seed, epoch, row) alone, so a record is the same in any worker, process or resumed run. A plain
-    row number means epoch 0.
+    `photos[(epoch, row)]` is a record {pixel_values uint8 (3, S, S), text, row_id, item_id, text_id}, of triplets with
+    reference_pixel_values (3, S, S) too. The augmentation of each photo is drawn from (seed, epoch, row) alone, so a
+    record is the same in any worker, process or resumed run. A plain row number means epoch 0.
 
     Args:
         dataset: rows of a corpus (`load_corpus(...)["train"]`).
@@ -45,10 +49,11 @@ class PhotoDataset(Dataset):
         seed: of the augmentation.
         augment: False (the processor's own pixels before normalisation), True (`Augmentation()`) or settings.
         resample: Pillow's filter; wanted is the processor's own (`processor.image_processor.resample`).
+        reference_column: column of the reference photos of triplets ("candidate"); None = rows have one photo.
 
     Raises:
-        ValueError: dataset and index differ in length.
-        UnreadablePhoto: on reading a row whose photo is missing or broken.
+        ValueError: dataset and index differ in length, or there is no such column.
+        UnreadablePhoto: on reading a row one of whose photos is missing or broken.
     """
 
     def __init__(
@@ -60,12 +65,21 @@ class PhotoDataset(Dataset):
         seed: int,
         augment: bool | Augmentation,
         resample: int = Image.Resampling.BICUBIC,
+        reference_column: str | None = None,
     ):
         if len(dataset) != len(index.item_ids):
             raise ValueError(f"the dataset has {len(dataset)} rows, its index {len(index.item_ids)}; wanted the same.")
-        # Undecoded, so that a broken photo can be named; two columns, so that truth columns cost nothing.
-        rows = dataset.select_columns(["image", "text"]).with_format(None)
-        self.rows = rows.cast_column("image", datasets.Image(decode=False))
+        if reference_column not in (None, *dataset.column_names):
+            raise ValueError(
+                f"the dataset has no column {reference_column!r} of reference photos; it has "
+                f"{', '.join(dataset.column_names)}. Composed retrieval needs triplets, such as `garment-variants`."
+            )
+        # Undecoded, so that a broken photo can be named; no further columns, so that truth columns cost nothing.
+        self.photo_columns = ["image"] if reference_column is None else ["image", reference_column]
+        rows = dataset.select_columns([*self.photo_columns, "text"]).with_format(None)
+        for name in self.photo_columns:
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+        self.rows = rows
         self.index, self.image_size, self.seed, self.resample = index, image_size, seed, resample
         self.augment = Augmentation() if augment is True else augment
 
@@ -81,20 +95,32 @@ class PhotoDataset(Dataset):
         columns = self.rows[[int(row) for _, row in keys]]
         return [
             {
-                "pixel_values": self._pixels(image, int(epoch), int(row)),
+                **self._photos(photos, int(epoch), int(row)),
                 "text": text,
                 "row_id": int(row),
                 "item_id": int(self.index.item_ids[row]),
                 "text_id": int(self.index.text_ids[row]),
             }
-            for (epoch, row), image, text in zip(keys, columns["image"], columns["text"], strict=True)
+            for (epoch, row), text, *photos in zip(
+                keys, columns["text"], *(columns[name] for name in self.photo_columns), strict=True
+            )
         ]
 
-    def _pixels(self, image: dict | None, epoch: int, row: int) -> np.ndarray:
-        photo = read_photo(image, row)
+    def _photos(self, photos: list[dict | None], epoch: int, row: int) -> dict[str, np.ndarray]:
+        pixels = {"pixel_values": self._pixels(read_photo(photos[0], row), epoch, row)}
+        if len(photos) == 1:
+            return pixels
+        try:
+            reference = read_photo(photos[1], row)
+        except UnreadablePhoto as problem:
+            raise UnreadablePhoto(row, f"its reference photo: {problem.reason}") from problem
+        return pixels | {"reference_pixel_values": self._pixels(reference, epoch, row, REFERENCE_DRAW)}
+
+    def _pixels(self, photo: Image.Image, *draw: int) -> np.ndarray:
+        """The photo as bytes; `draw` (epoch, row, ...) is what its augmentation follows from."""
         size = self.image_size
         if self.augment:
-            rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, row]))
+            rng = np.random.default_rng(np.random.SeedSequence([self.seed, *draw]))
             return self.augment(photo, size, rng, self.resample)
         if photo.size != (size, size):
             photo = photo.resize((size, size), self.resample)
@@ -102,7 +128,7 @@ class PhotoDataset(Dataset):
 
 
 def read_photo(image: dict | None, row: int) -> Image.Image:
-    """An undecoded cell of an image column ({"bytes", "path"}) as an upright RGB photo.
+    """An undecoded cell of an image column ({"bytes", "path"}) as an upright RGB photo; it may lie in a tar shard.
 
     Raises:
         UnreadablePhoto: it is null, missing or broken.
@@ -110,17 +136,18 @@ def read_photo(image: dict | None, row: int) -> Image.Image:
     source = None if image is None else image.get("bytes") or image.get("path")
     if source is None:
         raise UnreadablePhoto(row, "the row holds no photo")
+    place = f"{source}: " if is_tar_place(source) else ""
     try:
-        return to_rgb(open_image(source))
+        return to_rgb(open_image(read_tar_place(source) if place else source))
     except (OSError, ValueError) as error:
-        raise UnreadablePhoto(row, str(error)) from error
+        raise UnreadablePhoto(row, f"{place}{error}") from error
 
 
 class Collator:
     """Records of `PhotoDataset` to a batch, padded to its longest text.
 
-    The batch holds pixel_values (B, 3, S, S) uint8; input_ids, attention_mask, word_ids (B, L) int64; row_ids,
-    item_ids, text_ids (B,) int64.
+    The batch holds pixel_values (B, 3, S, S) uint8, and reference_pixel_values like them where records have them;
+    input_ids, attention_mask, word_ids (B, L) int64; row_ids, item_ids, text_ids (B,) int64.
     """
 
     def __init__(self, processor: SyncMaskProcessor):
@@ -129,7 +156,8 @@ class Collator:
     def __call__(self, records: list[dict]) -> dict[str, torch.Tensor]:
         """See the class."""
         texts = self.processor(text=[record["text"] for record in records], return_word_ids=True)
-        batch = {"pixel_values": torch.from_numpy(np.stack([record["pixel_values"] for record in records]))}
+        photos = [name for name in ("pixel_values", "reference_pixel_values") if name in records[0]]
+        batch = {name: torch.from_numpy(np.stack([record[name] for record in records])) for name in photos}
         batch |= {name: texts[name] for name in ("input_ids", "attention_mask", "word_ids")}
         for name in ("row_id", "item_id", "text_id"):
             batch[f"{name}s"] = torch.tensor([record[name] for record in records], dtype=torch.int64)

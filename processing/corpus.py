@@ -17,15 +17,19 @@ import numpy as np
 import pyarrow as pa
 
 from .processing_syncmask import split_words
-from .readers_fashiongen import fashiongen_files, open_fashiongen
+from .readers_fashiongen import open_fashiongen
 from .readers_fashioniq import holds_fashioniq, read_fashioniq
 from .readers_folder import SPLITS, canonical_split, holds_metadata, read_folder
+from .readers_shards import open_shards
 from .readers_tabular import parquet_files, read_hub, read_parquet, read_saved, refuse_foreign
 from .streams import RowStream, stream_of_table, table_of_stream, where_rows, with_columns
+from .tar_photos import decode_tar_places
+from .variants import FAMILY, variant_splits
 
 logger = logging.getLogger(__name__)
 
 GENERATED = "garments"
+GENERATED_VARIANTS = "garment-variants"
 ROLES = ("image", "text", "item_id")
 CATEGORY_LEVELS = {"category1": "category", "category2": "subcategory"}
 """How the Marqo sets call them."""
@@ -43,6 +47,7 @@ def load_corpus(
     image_size: int | None = None,
     min_words: int = 1,
     where: Mapping[str, object] | None = None,
+    variants: str | None = None,
     shares: tuple[float, float, float] = (0.75, 0.1, 0.15),
 ) -> datasets.DatasetDict:
     """Read a corpus and bring it to the schema: `image`, `text`, `item_id`, and every further column as it was.
@@ -50,21 +55,26 @@ def load_corpus(
     Photos are not opened here, so a broken one stops nothing. Rows without text or item are dropped and counted in
     a warning; the texts "None" and "NA" stay texts. A source with train and validation (or test) splits keeps them,
     and a missing validation split is taken from train; any other is split by a seeded hash of the item's id, so
-    that no item straddles splits and adding items never moves old ones.
+    that no item (no family, where a column `family_id` says which items belong together) straddles splits and adding
+    items never moves old ones.
 
     Args:
-        source: "garments" (generated, with ground truth); a folder of photos with metadata.{jsonl,csv,parquet}, in
-            train/ validation/ test/ or flat; a parquet or Arrow file; a folder of parquet files; a folder of
-            `save_to_disk`; FashionGen's HDF5 files or their folder; FashionIQ's folder (rows are its triplets,
-            see `read_fashioniq`); tar shards or their folder; or a dataset's name on the Hub. HDF5 and tar are
-            written to the cache of `datasets` once: convert large ones with `syncmask corpus convert` instead.
+        source: "garments" (generated, with ground truth); "garment-variants" (generated triplets: a photo, the same
+            garment in another colour, a text that asks for it; see `make_garment_variants`); a folder of photos with
+            metadata.{jsonl,csv,parquet}, in train/ validation/ test/ or flat; a parquet or Arrow file; a folder of
+            parquet files; a folder of `save_to_disk`; FashionGen's HDF5 files or their folder; FashionIQ's folder
+            (rows are its triplets, see `read_fashioniq`); tar shards or their folder; or a dataset's name on the Hub.
+            HDF5 is written to the cache of `datasets` once: convert large files with `syncmask corpus convert`
+            instead. Of tar shards only texts and places go there; their photos stay where they are.
         split: read this split of the source alone (and split it by item).
         image_column, text_column, item_id_column: what the source calls them. An item id of the text column itself
             makes photos with equal texts one item.
         seed: of the generated corpus and of the hash.
-        num_items, image_size: of the generated corpus (2,000 items, 64 pixels); other sources take no `num_items`.
+        num_items, image_size: of the generated corpora (2,000 garments, 64 pixels); others take no `num_items`.
         min_words: rows whose text has fewer words are dropped.
         where: keep only the rows whose column has the value, such as {"text_origin": "description"}.
+        variants: "PRODUCT_COLUMN,COLOUR_COLUMN", such as "product_id,color": instead of the rows, triplets of photos of
+            one product in two colours (`colour_variants`), split by product.
         shares: of items in train, validation and test where the source has no splits.
 
     Raises:
@@ -77,15 +87,20 @@ def load_corpus(
         >>> load_corpus("garments", num_items=20)["train"].column_names[:3]  # doctest: +SKIP
         ['image', 'text', 'item_id']
     """
-    tables = _read(source, seed, num_items, image_size)
+    tables = _read(source, seed, num_items, image_size, in_place=True)
     if split is not None:
         tables = {"all": _one_split(tables, split, source)}
     named = dict(zip(ROLES, (image_column, text_column, item_id_column), strict=True))
     tables = {name: table_of_stream(t) if isinstance(t, RowStream) else t for name, t in tables.items()}
     tables = {name: _to_schema(rows, named, source) for name, rows in tables.items()}
     tables = {name: _keep(rows, name, where or {}, min_words) for name, rows in tables.items()}
+    if variants is not None:
+        tables = variant_splits(tables, variants, seed)
     if not sum(map(len, tables.values())):
-        raise ValueError(f"corpus {str(source)!r} has no row left; check `where`, `min_words` and its text column.")
+        raise ValueError(
+            f"corpus {str(source)!r} has no row left; check `where`, `min_words` and its text column"
+            + ("." if variants is None else f", and whether any product of {variants!r} has two colours in one view.")
+        )
     corpus = _with_splits(tables, seed, shares)
     _warn_of_splits(corpus)
     return corpus
@@ -129,14 +144,29 @@ def open_streams(
 Tables = dict[str, datasets.Dataset | RowStream]
 
 
-def _read(source, seed: int, num_items: int | None, image_size: int | None) -> Tables:
-    """Tables (or streams, where the source is none) by split, with the source's own columns."""
+def _read(source, seed: int, num_items: int | None, image_size: int | None, in_place: bool = False) -> Tables:
+    """Tables (or streams, where the source is none) by split, with the source's own columns.
+
+    With `in_place`, photos in tar shards are told by where they lie.
+    """
+    decode_tar_places()  # Of tables that were saved, too.
     if source == GENERATED:
         from syncmask.processing.garments import make_garments
 
         return {"all": make_garments(num_items or 2000, seed=seed, image_size=image_size or 64)}
+    if source == GENERATED_VARIANTS:
+        from syncmask.processing.garments_variants import make_garment_variants
+
+        return {"all": make_garment_variants(num_items or 2000, seed=seed, image_size=image_size or 64)}
     if num_items is not None:
-        raise ValueError(f"num_items is of the generated corpus ({GENERATED!r}); {str(source)!r} has its own items.")
+        raise ValueError(
+            f"num_items is of the generated corpora ({GENERATED}, {GENERATED_VARIANTS}); {str(source)!r} has its own."
+        )
+    if "://" in str(source):
+        raise ValueError(
+            f"{str(source)!r} is an address; wanted a file or folder here, or the name of a Hub dataset. Photos are "
+            "read from the middle of large files, so download or mount it, and pass its folder."
+        )
     path = Path(source).expanduser()
     if not path.exists():
         return read_hub(str(source))
@@ -150,21 +180,13 @@ def _read(source, seed: int, num_items: int | None, image_size: int | None) -> T
         return read_fashioniq(path).triplets
     if path.is_dir() and parquet_files(path):
         return read_parquet(path)
-    if streams := _open(path):
+    if streams := open_fashiongen(path) or open_shards(path, in_place=in_place):
         return streams
     raise ValueError(
-        f"cannot tell what {str(source)!r} is: wanted {GENERATED!r}, a folder with metadata.jsonl, .csv or .parquet "
-        "(flat or in train/ validation/ test/), .parquet or .arrow files, a save_to_disk folder, FashionGen's .h5 "
-        "files, FashionIQ's folder, .tar shards, or a Hub dataset."
+        f"cannot tell what {str(source)!r} is: wanted {GENERATED!r}, {GENERATED_VARIANTS!r}, a folder with "
+        "metadata.jsonl, .csv or .parquet (flat or in train/ validation/ test/), .parquet or .arrow files, a "
+        "save_to_disk folder, FashionGen's .h5 files, FashionIQ's folder, .tar shards, or a Hub dataset."
     )
-
-
-def _open(path: Path) -> dict[str, RowStream]:
-    if fashiongen_files(path):
-        return open_fashiongen(path)
-    from .readers_shards import open_shards  # It needs torch, which the other readers do not.
-
-    return open_shards(path)
 
 
 def _one_split(tables: Tables, split: str, source) -> datasets.Dataset | RowStream:
@@ -312,8 +334,8 @@ def place_items(items: Sequence[str], seed: int, shares: Mapping[str, float]) ->
 
 
 def _split_by_item(rows: datasets.Dataset, seed: int, shares: Mapping[str, float]) -> dict[str, datasets.Dataset]:
-    """Rows dealt out by their items' hashes, in the order and the shares given."""
-    place = place_items(_strings(rows, "item_id"), seed, shares)
+    """Rows dealt out by the hashes of their families or items, in the order and the shares given."""
+    place = place_items(_strings(rows, FAMILY if FAMILY in rows.column_names else "item_id"), seed, shares)
     return {name: rows.select(np.flatnonzero(place == number)) for number, name in enumerate(shares)}
 
 

@@ -114,7 +114,7 @@ def load_fashioniq(root: Path) -> FashionIQ:
     root = Path(root).expanduser()
     if holds_fashioniq(root):
         return read_fashioniq(root)
-    if not ((root / PLAN).is_file() and (root / ASIDE).is_dir()):
+    if not is_converted(root):
         raise FileNotFoundError(
             f"{root} is not FashionIQ: wanted captions/, image_splits/ and images/, or a conversion of them "
             f"with its {PLAN} and {ASIDE}/."
@@ -122,6 +122,11 @@ def load_fashioniq(root: Path) -> FashionIQ:
     plan = json.loads((root / PLAN).read_text(encoding="utf-8"))
     (photos,) = read_parquet(root / ASIDE).values()
     return _report(FashionIQ(read_parquet(root), photos, plan["missing"], plan["leaks"]))
+
+
+def is_converted(root: Path) -> bool:
+    """Whether a folder is what `syncmask corpus convert` made of FashionIQ, with its galleries."""
+    return (root / PLAN).is_file() and (root / ASIDE).is_dir()
 
 
 def holds_fashioniq(root: Path) -> bool:

@@ -18,6 +18,8 @@ PLAN = "convert.json"
 """What `syncmask corpus convert` writes beside its files: which there must be."""
 ASIDE = "galleries"
 """Folder of parquet files that are no rows of the corpus (FashionIQ's galleries)."""
+ADDRESSES = ("http://", "https://", "hf://", "s3://", "gs://")
+"""Where a table may say that its photos are, beside its own folder."""
 
 
 def parquet_files(path: Path) -> list[Path]:
@@ -95,7 +97,11 @@ def refuse_foreign(names: list[str | None], base: Path | None, where: str) -> No
     """
     root = None if base is None else base.resolve()
     for name in names:
-        if name and "://" not in name and (root is None or root not in Path(name).parents):
+        if not name or (name.startswith(ADDRESSES) and "::" not in name):
+            continue
+        if "://" in name:  # Such as file:// or tarphoto://, by which `datasets` would open files of this machine.
+            raise ValueError(f"{where} names {name!r}; wanted files in its folder or {', '.join(ADDRESSES)} addresses.")
+        if root is None or root not in Path(name).parents:
             refuse_climbing(name, where)
 
 

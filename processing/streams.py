@@ -15,6 +15,8 @@ from pathlib import Path
 import datasets
 from PIL import Image
 
+from .tar_photos import with_bytes
+
 VERSION = 1
 """Part of the cache key of streams that were made a table: raise it when what a reader gives changes."""
 
@@ -53,17 +55,22 @@ def row_ranges(rows: int, size: int) -> tuple[tuple[int, int], ...]:
 
 
 def stream_of_table(rows: datasets.Dataset, *, piece_rows: int = 1000, batch: int = 64) -> RowStream:
-    """A table as a stream; photos stay undecoded cells, `batch` rows are in memory at a time."""
+    """A table as a stream; photos stay undecoded cells, `batch` rows are in memory at a time.
+
+    Photos that lie in tar shards are read from there.
+    """
     features = rows.features
+    photos = photo_columns(features)
     plain = rows.with_format(None)
-    for name in photo_columns(features):
+    for name in photos:
         plain = plain.cast_column(name, datasets.Image(decode=False))
 
     def read(start: int, stop: int) -> Iterator[dict]:
         for first in range(start, stop, batch):
             columns = plain[first : min(first + batch, stop)]
             for values in zip(*columns.values(), strict=True):
-                yield dict(zip(columns, values, strict=True))
+                row = dict(zip(columns, values, strict=True))
+                yield row | {name: with_bytes(row[name]) for name in photos}
 
     return RowStream(features, row_ranges(len(rows), piece_rows), read, rows._fingerprint, len(rows))
 

@@ -1,5 +1,6 @@
 """Fixtures that several test files share. Everything is generated here; real photos are extra."""
 
+import json
 import os
 from pathlib import Path
 
@@ -98,3 +99,77 @@ def pairs():
         "item_ids": torch.tensor([7, 8, 7, 9]),
         "text_ids": torch.tensor([0, 1, 0, 1]),
     }
+
+
+# What the readers' tests and the end-to-end test are fed with, as fixtures that give the functions: test modules cannot
+# import from one another.
+
+
+FASHIONGEN_STRINGS = (
+    "brand category composition concat_description department description gender name pose season subcategory"
+)
+
+
+def _write_fashiongen(file, rows, chunk=4):
+    """All 16 keys with FashionGen's types: fixed-length latin-1 bytes (N, 1), photos (N, H, W, 3), index_2 (N,)."""
+    import h5py
+    import numpy as np
+
+    values = {name: [f"{name} {row['view']}" for row in rows] for name in FASHIONGEN_STRINGS.split()}
+    values["description"] = [f"{row['text']} Décolleté à l'été." for row in rows]
+    values["concat_description"] = [row["text"].replace(" ", ".") for row in rows]
+    values["name"] = [f"Café {row['category']}" for row in rows]
+    values["category"] = [row["category"].upper() for row in rows]
+    values["pose"] = [row["view"] for row in rows]
+    numbers = np.array([int(row["item_id"].split("-")[1]) for row in rows])
+    with h5py.File(file, "w") as out:
+        for name, texts in values.items():
+            encoded = np.array([text.encode("latin-1") for text in texts])
+            out.create_dataset(f"input_{name}", data=encoded.reshape(-1, 1))
+        out["input_productID"] = numbers.reshape(-1, 1).astype(np.int64)
+        out["input_msrpUSD"] = np.linspace(10, 900, len(rows), dtype=np.float32).reshape(-1, 1)
+        out["index"] = np.arange(len(rows)).reshape(-1, 1)
+        out["index_2"] = np.arange(len(rows))
+        photos = np.stack([np.asarray(row["image"].convert("RGB")) for row in rows])
+        chunks = None if chunk is None else (chunk, *photos.shape[1:])
+        out.create_dataset("input_image", data=photos, chunks=chunks, compression="gzip" if chunk else None)
+    return file
+
+
+@pytest.fixture(scope="session")
+def write_fashiongen():
+    """`write_fashiongen(file, rows, chunk=4)` writes rows of the generated corpus as FashionGen's HDF5."""
+    return _write_fashiongen
+
+
+def _write_fashioniq(root, garments):
+    """Captions, splits and photos in FashionIQ's layout: pairs of neighbours in a family; one photo leaks."""
+    first = {row["item_id"]: row["image"] for row in reversed(list(garments))}
+    ids = [f"B{number:09d}" for number in range(len(first))]
+    photos = dict(zip(ids, (first[item] for item in sorted(first)), strict=True))
+    for name in ("captions", "image_splits", "images"):
+        (root / name).mkdir(parents=True)
+    for number, one in enumerate(ids):
+        photos[one].convert("RGB").save(root / "images" / f"{one}.{'png' if number % 2 else 'jpg'}")
+    splits = {}
+    for place, kind in enumerate(("dress", "shirt", "toptee")):
+        own = ids[place * 13 : place * 13 + 13]
+        splits[kind, "train"], splits[kind, "val"], splits[kind, "test"] = own[:6], own[6:11], own[11:]
+    splits["toptee", "val"].append(splits["shirt", "train"][0])
+    for (kind, split), own in splits.items():
+        (root / "image_splits" / f"split.{kind}.{split}.json").write_text(json.dumps(own))
+        pairs = [
+            {"candidate": own[0], "target": one, "captions": [f"is {one[-1]} tones", "is longer"]} for one in own[1:4]
+        ]
+        if kind == "shirt" and split == "val":
+            pairs[0]["captions"] = ["", "has stripes"]
+        if split == "test":
+            pairs = [{"candidate": own[0], "captions": ["is red", "is blue"]}]
+        (root / "captions" / f"cap.{kind}.{split}.json").write_text(json.dumps(pairs))
+    return root
+
+
+@pytest.fixture(scope="session")
+def write_fashioniq():
+    """`write_fashioniq(folder, garments)` writes the generated corpus as FashionIQ's folder."""
+    return _write_fashioniq

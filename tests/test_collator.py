@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from syncmask.processing.augment import Augmentation
 from syncmask.processing.collator import Collator, PhotoDataset, UnreadablePhoto, normalise
 from syncmask.processing.corpus import CorpusIndex
+from syncmask.processing.garments_variants import make_garment_variants
 from syncmask.processing.processing_syncmask import split_words
 
 
@@ -172,3 +173,50 @@ def test_dataset_and_index_must_agree(odd_rows):
     index = CorpusIndex.from_dataset(odd_rows.select([0, 1]))
     with pytest.raises(ValueError, match="4 rows, its index 2"):
         PhotoDataset(odd_rows, index, image_size=32, seed=0, augment=False)
+
+
+# ------------------------------------------------------------------------------------------------------------ triplets
+
+
+@pytest.fixture(scope="module")
+def triplets(tmp_path_factory):
+    return make_garment_variants(6, image_size=32, cache_dir=str(tmp_path_factory.mktemp("variants")))
+
+
+def test_triplets_hold_both_photos(triplets, processor):
+    dataset = photos(triplets, reference_column="candidate")
+    batch = Collator(processor)(dataset.__getitems__([(0, 3), (2, 1)]))
+    assert batch["reference_pixel_values"].dtype == torch.uint8
+    for name, column in (("pixel_values", "image"), ("reference_pixel_values", "candidate")):
+        for place, row in enumerate((3, 1)):
+            wanted = np.moveaxis(np.asarray(triplets[row][column]), -1, 0)
+            assert np.array_equal(batch[name][place].numpy(), wanted), (name, row)
+    assert "reference_pixel_values" not in Collator(processor)(photos(triplets).__getitems__([(0, 3)]))
+    with pytest.raises(ValueError, match="no column 'candidate' of reference photos; it has .*garment-variants"):
+        photos(triplets.remove_columns("candidate"), reference_column="candidate")
+
+
+def test_the_reference_is_augmented_on_its_own(triplets):
+    plain, with_reference = photos(triplets, augment=True), photos(triplets, augment=True, reference_column="candidate")
+    image = triplets.select_columns(["image"]).rename_column("image", "candidate")
+    same = datasets.concatenate_datasets([triplets.remove_columns("candidate"), image], axis=1)
+    twice = photos(same, augment=True, reference_column="candidate")
+    for key in ((0, 2), (1, 2), (0, 5)):
+        record = with_reference[key]
+        assert np.array_equal(record["pixel_values"], plain[key]["pixel_values"]), "the photo's own draw is unchanged"
+        again = photos(triplets, augment=True, reference_column="candidate")[key]
+        assert np.array_equal(record["reference_pixel_values"], again["reference_pixel_values"])
+        assert not np.array_equal(twice[key]["pixel_values"], twice[key]["reference_pixel_values"])
+    first, later = (twice[(epoch, 2)]["reference_pixel_values"] for epoch in (0, 1))
+    assert not np.array_equal(first, later)
+
+
+def test_a_broken_reference_is_named(triplets, tmp_path):
+    (tmp_path / "cut.png").write_bytes(b"broken")
+    cells = [str(tmp_path / "cut.png"), None]
+    rows = triplets.select([0, 1]).remove_columns("candidate")
+    rows = rows.add_column("candidate", cells).cast_column("candidate", datasets.Image())
+    for row, reason in ((0, "its reference photo: .*cut.png"), (1, "its reference photo: the row holds no photo")):
+        with pytest.raises(UnreadablePhoto, match=reason) as caught:
+            photos(rows, reference_column="candidate")[(0, row)]
+        assert caught.value.row == row and pickle.loads(pickle.dumps(caught.value)).row == row

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from syncmask.modeling_syncmask import hidden_positions, split_patches
+from syncmask.masks import hidden_positions, split_patches
 
 TERMS = ("itc_loss", "itm_loss", "mlm_loss", "mim_loss")
 
@@ -354,7 +354,7 @@ def test_two_processes_equal_one(tiny_model, step, with_ids, tmp_path):
 
 
 def test_soft_targets_are_exact_under_autocast(tiny_model, monkeypatch):
-    from syncmask import modeling_syncmask
+    from syncmask import modeling_pairs
 
     generator = torch.Generator().manual_seed(3)
     base = torch.randn(1, 16, generator=generator)
@@ -362,9 +362,9 @@ def test_soft_targets_are_exact_under_autocast(tiny_model, monkeypatch):
     feats = torch.nn.functional.normalize(base + 1e-3 * torch.randn(4, 16, generator=generator), dim=-1)
     seen = []
     monkeypatch.setattr(
-        modeling_syncmask, "soften_targets", lambda targets, similarity, weight: seen.append(similarity) or targets
+        modeling_pairs, "soften_targets", lambda targets, similarity, weight: seen.append(similarity) or targets
     )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        tiny_model._itc(feats, feats, None, None, (feats, feats, torch.tensor([0.07])), 1.0)
+        tiny_model.contrast(feats, feats, None, None, modeling_pairs.Teacher(feats, feats, torch.tensor([0.07]), 1.0))
     assert [similarity.dtype for similarity in seen] == [torch.float32, torch.float32]
     torch.testing.assert_close(seen[0], feats @ feats.T / 0.07)

@@ -180,7 +180,7 @@ def test_blind_table_is_the_share_of_rows():
 def test_word_metrics_know_the_oracle_and_the_opposite():
     visible = [np.array([1, 0, 0, 1, 0, 0, 0, 0, 0, 0], bool), np.ones(4, bool), np.zeros(4, bool)]
     scores = {"good": [v.astype(float) for v in visible], "bad": [-v.astype(float) for v in visible]}
-    found = co.word_metrics(scores, visible)
+    found = co.with_intervals(co.word_tallies(scores, visible))
     assert found["words/ap/good"]["value"] == found["words/ap/oracle"]["value"] == 1
     assert found["words/precision/good"]["value"] == pytest.approx(2 / 3)
     assert found["words/precision/random"]["value"] == pytest.approx(0.2)
@@ -192,7 +192,7 @@ def test_view_metrics_see_the_view_and_only_the_view():
     item_ids, words = np.array([0, 0, 1, 1]), [["red", "zip"]] * 4
     visible = [np.array(v, bool) for v in ([1, 0], [0, 1], [1, 1], [0, 0])]
     scores = {"sees": [v.astype(float) for v in visible], "blind": [np.array([1.0, 0.0])] * 4}
-    found = co.view_metrics(scores, visible, words, item_ids)
+    found = co.with_intervals(co.view_tallies(scores, visible, words, item_ids))
     for auc in ("item_auc", "view_auc"):
         assert found[f"words/{auc}/sees"]["value"] == 1
         assert found[f"words/{auc}/blind"]["value"] == found[f"words/{auc}/random"]["value"] == 0.5
@@ -208,7 +208,7 @@ def test_covered_share_counts_the_union_once():
 def test_patch_metrics_and_centre_prior():
     inside = np.zeros((2, 16), dtype=bool)
     inside[0, [5, 6, 9, 10]] = True  # the middle of a 4 x 4 grid
-    found = co.patch_metrics({"model": np.tile(np.arange(16.0), (2, 1))}, inside, (4, 4), rate=0.25)
+    found = co.with_intervals(co.patch_tallies({"model": np.tile(np.arange(16.0), (2, 1))}, inside, (4, 4), rate=0.25))
     assert found["patches/precision/centre"]["value"] == found["patches/precision/oracle"]["value"] == 1
     assert found["patches/precision/random"]["value"] == 0.25
     assert found["patches/precision/model"]["value"] == 0 and found["patches/precision/model"]["n"] == 1
@@ -216,10 +216,10 @@ def test_patch_metrics_and_centre_prior():
 
 def test_pointing_tells_the_own_word_from_the_garment():
     boxes = [[0, 0, 4, 4], [4, 4, 8, 8], [], [0, 0, 8, 8]]
-    own = co.pointing_metrics([np.array([0, 3, 1, 0])], [boxes], (2, 2), 8)
+    own = co.with_intervals(co.pointing_tallies([np.array([0, 3, 1, 0])], [boxes], (2, 2), 8))
     assert own["pointing/hit/own_word"]["value"] == 1 and own["pointing/hit/random"]["value"] == 0.25
     assert own["pointing/hit/other_word"]["value"] == pytest.approx((0.5 + 0) / 2)  # word 3 looks at patch 0
-    same = co.pointing_metrics([np.array([0, 0, 0, 0])], [boxes], (2, 2), 8)
+    same = co.with_intervals(co.pointing_tallies([np.array([0, 0, 0, 0])], [boxes], (2, 2), 8))
     assert same["pointing/hit/own_word"]["value"] == same["pointing/hit/other_word"]["value"] == 0.5
 
 
@@ -233,7 +233,8 @@ def test_truth_masks_cover_the_shown_words_first():
 
 
 def test_text_gap_is_the_relative_rise():
-    assert co.text_gap(np.array([1.0, 3.0]), np.array([2.0, 3.0]))["value"] == pytest.approx(0.25)
+    found = co.with_intervals({"gap": co.text_gap(np.array([1.0, 3.0]), np.array([2.0, 3.0]))})
+    assert found["gap"]["value"] == pytest.approx(0.25)
 
 
 def test_derangement_gives_every_row_another_item():

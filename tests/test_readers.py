@@ -1,11 +1,10 @@
-"""FashionGen's HDF5, FashionIQ's folder, tar shards: made here in their true layouts, whole and damaged."""
+"""FashionGen's HDF5, FashionIQ's folder: made here in their true layouts, whole and damaged."""
 
 import io
 import json
 import logging
 import multiprocessing
 import pickle
-import tarfile
 
 import datasets
 import h5py
@@ -19,38 +18,12 @@ from syncmask.processing.corpus import fingerprint, load_corpus, open_streams
 from syncmask.processing.readers_fashiongen import FashionGenFile, read_rows
 from syncmask.processing.readers_fashioniq import join_captions, load_fashioniq, read_fashioniq
 from syncmask.processing.readers_folder import read_folder, split_of_file
-from syncmask.processing.readers_shards import ShardStream, open_shards, read_shard
 from syncmask.processing.safe_paths import inside, refuse_climbing
 
+
 # ------------------------------------------------------------------------------------------- fashiongen
-STRINGS = "brand category composition concat_description department description gender name pose season subcategory"
-
-
-def write_fashiongen(file, rows, chunk=4):
-    """All 16 keys with FashionGen's types: fixed-length latin-1 bytes (N, 1), photos (N, H, W, 3), index_2 (N,)."""
-    values = {name: [f"{name} {row['view']}" for row in rows] for name in STRINGS.split()}
-    values["description"] = [f"{row['text']} Décolleté à l'été." for row in rows]
-    values["concat_description"] = [row["text"].replace(" ", ".") for row in rows]
-    values["name"] = [f"Café {row['category']}" for row in rows]
-    values["category"] = [row["category"].upper() for row in rows]
-    values["pose"] = [row["view"] for row in rows]
-    numbers = np.array([int(row["item_id"].split("-")[1]) for row in rows])
-    with h5py.File(file, "w") as out:
-        for name, texts in values.items():
-            encoded = np.array([text.encode("latin-1") for text in texts])
-            out.create_dataset(f"input_{name}", data=encoded.reshape(-1, 1))
-        out["input_productID"] = numbers.reshape(-1, 1).astype(np.int64)
-        out["input_msrpUSD"] = np.linspace(10, 900, len(rows), dtype=np.float32).reshape(-1, 1)
-        out["index"] = np.arange(len(rows)).reshape(-1, 1)
-        out["index_2"] = np.arange(len(rows))
-        photos = np.stack([np.asarray(row["image"].convert("RGB")) for row in rows])
-        chunks = None if chunk is None else (chunk, *photos.shape[1:])
-        out.create_dataset("input_image", data=photos, chunks=chunks, compression="gzip" if chunk else None)
-    return file
-
-
 @pytest.fixture
-def fashiongen(garments, tmp_path):
+def fashiongen(write_fashiongen, garments, tmp_path):
     """Train and validation files of the generated corpus, items apart."""
     rows = list(garments)
     cut = next(n for n, row in enumerate(rows) if row["item_id"] == "garment-000030")
@@ -80,7 +53,7 @@ def test_fashiongen_rows(fashiongen, garments):
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 7])
-def test_fashiongen_reads_whole_chunks(chunk, garments, tmp_path, monkeypatch):
+def test_fashiongen_reads_whole_chunks(chunk, write_fashiongen, garments, tmp_path, monkeypatch):
     rows = list(garments.select(range(30)))
     file = FashionGenFile(write_fashiongen(tmp_path / "train.h5", rows, chunk))
     monkeypatch.setattr("syncmask.processing.readers_fashiongen.BLOCK_BYTES", 10 * 32 * 32 * 3)
@@ -114,7 +87,7 @@ def test_fashiongen_handle_belongs_to_its_process(fashiongen):
         file[len(file)]
 
 
-def test_damaged_fashiongen_is_named(fashiongen, garments, tmp_path):
+def test_damaged_fashiongen_is_named(fashiongen, write_fashiongen, garments, tmp_path):
     whole = (fashiongen / "fashiongen_256_256_train.h5").read_bytes()
     (tmp_path / "half.h5").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"half\.h5 .* cut short.*download it again"):
@@ -145,7 +118,7 @@ def test_damaged_fashiongen_is_named(fashiongen, garments, tmp_path):
         load_corpus(tmp_path / "two")
 
 
-def test_a_damaged_chunk_costs_its_rows_alone(garments, tmp_path):
+def test_a_damaged_chunk_costs_its_rows_alone(write_fashiongen, garments, tmp_path):
     file = write_fashiongen(tmp_path / "train.h5", list(garments.select(range(12))), chunk=4)
     with h5py.File(file, "r") as out:
         place = out["input_image"].id.get_chunk_info(1)
@@ -180,35 +153,8 @@ def test_fashiongen_converted_and_checked(fashiongen, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- fashioniq
-def write_fashioniq(root, garments):
-    """Captions, splits and photos in FashionIQ's layout: pairs of neighbours in a family; one photo leaks."""
-    first = {row["item_id"]: row["image"] for row in reversed(list(garments))}
-    ids = [f"B{number:09d}" for number in range(len(first))]
-    photos = dict(zip(ids, (first[item] for item in sorted(first)), strict=True))
-    for name in ("captions", "image_splits", "images"):
-        (root / name).mkdir(parents=True)
-    for number, one in enumerate(ids):
-        photos[one].convert("RGB").save(root / "images" / f"{one}.{'png' if number % 2 else 'jpg'}")
-    splits = {}
-    for place, kind in enumerate(("dress", "shirt", "toptee")):
-        own = ids[place * 13 : place * 13 + 13]
-        splits[kind, "train"], splits[kind, "val"], splits[kind, "test"] = own[:6], own[6:11], own[11:]
-    splits["toptee", "val"].append(splits["shirt", "train"][0])
-    for (kind, split), own in splits.items():
-        (root / "image_splits" / f"split.{kind}.{split}.json").write_text(json.dumps(own))
-        pairs = [
-            {"candidate": own[0], "target": one, "captions": [f"is {one[-1]} tones", "is longer"]} for one in own[1:4]
-        ]
-        if kind == "shirt" and split == "val":
-            pairs[0]["captions"] = ["", "has stripes"]
-        if split == "test":
-            pairs = [{"candidate": own[0], "captions": ["is red", "is blue"]}]
-        (root / "captions" / f"cap.{kind}.{split}.json").write_text(json.dumps(pairs))
-    return root
-
-
 @pytest.fixture
-def fashioniq(garments, tmp_path):
+def fashioniq(write_fashioniq, garments, tmp_path):
     return write_fashioniq(tmp_path / "fashioniq", garments)
 
 
@@ -310,147 +256,13 @@ def test_the_true_fashioniq_files(real_data, tmp_path):
     assert found.comparable and len(found.missing["dress/train"]) > 11_000
 
 
-# ------------------------------------------------------------------------------------------- tar shards
-def add(shard, name, content):
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    shard.addfile(member, io.BytesIO(content))
-
-
+# ---------------------------------------------------------------------------------------------- safety
 def photo(number, size=(6, 5)):
     buffer = io.BytesIO()
     Image.new("RGB", size, (number % 256, number // 256, 0)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def write_shard(file, rows, mode="w"):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, mode) as shard:
-        for number in rows:
-            add(shard, f"set/{number:05d}.png", photo(number))
-            fields = {"item_ID": f"i{number // 2}", "price": number, "tags": ["a"], "name": None}
-            add(shard, f"set/{number:05d}.json", json.dumps(fields).encode())
-            add(shard, f"set/{number:05d}.txt", f" a shirt, number {number}\n".encode())
-    return file
-
-
-def test_shards_give_the_schema(tmp_path):
-    write_shard(tmp_path / "train" / "a.tar", range(6))
-    write_shard(tmp_path / "train" / "b.tar.gz", range(6, 12), "w:gz")
-    write_shard(tmp_path / "val-0000.tar", range(12, 16))
-    corpus = load_corpus(tmp_path)
-    assert {name: len(rows) for name, rows in corpus.items()} == {"train": 12, "validation": 4}
-    row = corpus["train"][7]
-    assert row["image"].getpixel((0, 0)) == (7, 0, 0) and row["text"] == "a shirt, number 7" and row["item_id"] == "i3"
-    assert (row["price"], row["tags"], row["name"]) == ("7", '["a"]', None)
-    assert {name: [r["item_id"] for r in s] for name, s in open_streams(tmp_path).items()} == {
-        name: rows["item_id"][:] for name, rows in corpus.items()
-    }
-    done = convert(tmp_path, tmp_path / "out")
-    assert done.rows == {"train": 12, "validation": 4}
-    raw = load_corpus(tmp_path / "out")["train"].cast_column("image", datasets.Image(decode=False))
-    assert raw[7]["image"]["bytes"] == photo(7)
-
-
-def test_odd_samples(tmp_path, caplog):
-    with tarfile.open(tmp_path / "x.tar", "w") as shard:
-        add(shard, "1.txt", b"no photo")
-        add(shard, "2.JPG", photo(2))
-        add(shard, "2.json", b"{oops")
-        add(shard, "3.png", photo(3))
-        add(shard, "3.json", b'{"caption": "a hat", "text": "a cap", "item_id": ""}')
-        add(shard, "4.a.png", photo(4))
-    with caplog.at_level(logging.WARNING):
-        rows = list(read_shard(str(tmp_path / "x.tar"), ("text", "item_id", "caption")))
-    assert [(row["text"], row["item_id"], row["caption"]) for row in rows] == [
-        (None, "2", None),
-        ("a cap", "3", "a hat"),
-    ]
-    assert "skipped 2 samples without a photo" in caplog.text and "JSON cannot be read" in caplog.text
-    assert [row["item_id"] for row in read_shard(str(tmp_path / "x.tar"), ("item_id",), skip=1)] == ["3"]
-
-
-def test_a_shard_cut_in_half_gives_what_is_before_the_cut(tmp_path, caplog):
-    file = write_shard(tmp_path / "x.tar", range(20))
-    file.write_bytes(file.read_bytes()[: 512 * 55])
-    with caplog.at_level(logging.WARNING):
-        rows = list(read_shard(str(file), ("text",)))
-    assert 8 <= len(rows) <= 10 and "is cut short" in caplog.text
-    report, _, _ = check_corpus(file)
-    assert any("is cut short" in finding.message for finding in report.findings)
-    file.write_bytes(b"no tar at all")
-    with pytest.raises(ValueError, match=r"x\.tar cannot be read as a tar shard.*again"):
-        load_corpus(file)
-
-
-def test_members_that_lead_out_are_refused(tmp_path):
-    for name in ("../out.png", "/etc/out.png", "a/../../out.png"):
-        with tarfile.open(tmp_path / "x.tar", "w") as shard:
-            add(shard, name, photo(0))
-        with pytest.raises(ValueError, match=r"x\.tar names .*out\.png', which leads out of its folder"):
-            open_shards(tmp_path / "x.tar")
-    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
-        with tarfile.open(tmp_path / "x.tar", "w") as shard:
-            link = tarfile.TarInfo("1.png")
-            link.type, link.linkname = kind, "/etc/passwd"
-            shard.addfile(link)
-        with pytest.raises(ValueError, match="'1.png' is a link to '/etc/passwd'.*dereference"):
-            load_corpus(tmp_path / "x.tar")
-
-
-@pytest.fixture
-def shards(tmp_path):
-    return [write_shard(tmp_path / f"train-{n}.tar", range(n * 10, n * 10 + 7 + n)) for n in range(4)]
-
-
-def ids(rows):
-    return [row["text"].split()[-1] for row in rows]
-
-
-def test_stream_resumes_exactly(shards):
-    whole = ids(ShardStream(shards, seed=3, buffer=6))
-    assert len(whole) == len(set(whole)) == 7 + 8 + 9 + 10
-    stream = ShardStream(shards, seed=3, buffer=6)
-    walk, given = iter(stream), []
-    for count in range(len(whole)):
-        resumed = ShardStream(shards, seed=3, buffer=6)
-        resumed.load_state_dict(json.loads(json.dumps(stream.state_dict())))
-        assert given + ids(resumed) == whole, count
-        given += ids([next(walk)])
-    assert list(walk) == []
-    second = ids(stream)  # the next epoch, in another order
-    assert sorted(second) == sorted(whole) and second != whole
-    stream.set_epoch(0)
-    assert ids(stream) == whole != ids(ShardStream(shards, seed=4, buffer=6))
-
-
-def test_stream_takes_the_trainers_order_and_resumes_in_it(shards):
-    def last_first(rows, rng):
-        return range(len(rows))[::-1]
-
-    stream = ShardStream(shards, buffer=100, order=last_first)
-    walk = iter(stream)
-    given = ids([next(walk) for _ in range(5)])
-    other = ShardStream(shards, buffer=100)  # the order is in the state, whatever it came from
-    other.load_state_dict(stream.state_dict())
-    assert given + ids(other) == ids(ShardStream(shards, buffer=100, order=last_first))
-    with pytest.raises(ValueError, match="buffer = 100, this one has 6"):
-        ShardStream(shards, buffer=6).load_state_dict(stream.state_dict())
-
-
-def test_stream_is_shared_out_among_processes_and_workers(shards):
-    every = sorted(ids(ShardStream(shards)))
-    ranks = [ids(ShardStream(shards, rank=rank, world_size=2)) for rank in range(2)]
-    assert sorted(ranks[0] + ranks[1]) == every and all(ranks)
-    from torch.utils.data import DataLoader
-
-    loader = DataLoader(ShardStream(shards), batch_size=None, num_workers=2)
-    assert sorted(ids(loader)) == every
-    with pytest.raises(ValueError, match="4 shards for 5 processes"):
-        ShardStream(shards, world_size=5)
-
-
-# ---------------------------------------------------------------------------------------------- safety
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "x/../../a.png", "C:\\a.png", "..\\a.png", "\\\\host\\a.png"])
 def test_names_that_climb_are_refused(name, tmp_path):
     with pytest.raises(ValueError, match="m.jsonl names .*, which leads out of its folder. Put the file inside"):

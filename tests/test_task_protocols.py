@@ -249,6 +249,33 @@ def test_the_order_of_queries_and_galleries_changes_nothing():
     assert one.metrics() == other.metrics()
 
 
+def test_any_photo_of_the_wanted_item_is_a_hit_and_families_are_resampled_together():
+    rng = np.random.default_rng(4)
+    items = np.array([f"item{n // 3}" for n in range(30)])
+    gallery = {"all": Gallery(np.array([f"photo{n:02d}" for n in range(30)]), coarse(rng, 30), items)}
+    targets, families = rng.choice(items, size=24), np.array([f"family{n % 5}" for n in range(24)])
+    queries = Queries(rng.choice(gallery["all"].ids, size=24), targets, np.full(24, "all"), families)
+    feats = coarse(rng, 24)
+    outcomes = composed_outcomes({"composed": feats}, queries, gallery, ks=(1, 5, 40))
+    order = np.argsort(queries.names, kind="stable")
+    ranks = [
+        slow_rank(list(gallery["all"].feats.astype(float) @ feats[row].astype(float)), items == targets[row])
+        for row in order
+    ]
+    assert outcomes.values["all/composed"].tolist() == ranks
+    assert outcomes.ids["all_queries"].tolist() == queries.names[order].tolist()
+    assert outcomes.ids["all"][outcomes.units["all/composed"]].tolist() == families[order].tolist()
+    found = outcomes.metrics()
+    assert found["all/recall@5/composed"]["value"] == pytest.approx(np.mean(np.array(ranks) <= 5))
+    assert found["all/recall@5/composed"]["n"] == 5, "five families, not 24 queries"
+    misses = np.prod([(27 - drawn) / (30 - drawn) for drawn in range(5)])
+    assert found["all/recall@5/chance"]["value"] == pytest.approx(1 - misses)
+    assert found["all/recall@40/chance"]["value"] == 1
+    assert [name for name in found if name.endswith("composed")] == [
+        f"all/{figure}/composed" for figure in ("recall@1", "recall@5", "recall@40", "mean_recall")
+    ]
+
+
 def test_a_model_that_returns_the_reference_gains_nothing():
     ids = np.array(["a", "b", "c"])
     gallery = {"dress": Gallery(ids, np.eye(3, dtype=np.float32))}

@@ -19,19 +19,22 @@ class DataArguments(Checked):
 
     corpus: str = setting(
         "garments",
-        "'garments' (generated, with ground truth), a folder of images with metadata, a parquet or Arrow "
-        "folder, or the name of a dataset on the Hugging Face Hub",
+        "'garments' (generated, with ground truth), 'garment-variants' (generated triplets), a folder of images with "
+        "metadata, parquet or Arrow, FashionGen's or FashionIQ's folder, tar shards, or a dataset on the Hugging Face "
+        "Hub",
     )
-    data_dir: str | None = setting(None, "folder for generated data; none = the cache of `datasets`")
+    data_dir: str | None = setting(None, "with corpus: folder, the folder of the photos")
     image_column: str | None = setting(None, "column of the photos; none = found by name")
     text_column: str | None = setting(None, "column of the texts; none = found by name")
     item_id_column: str | None = setting(None, "column that is equal for photos of one item; none = found by name")
     where: list[str] = setting(
         [], "keep only rows whose column has this value: column=value; may be repeated, all must hold"
     )
-    num_items: int | None = setting(
-        None, "items of the generated corpus, each with 2 to 4 photos; none = its own default", low=8
+    variants: str | None = setting(
+        None,
+        "PRODUCT_COLUMN,COLOUR_COLUMN: read triplets of photos of one product in two colours, for composed retrieval",
     )
+    num_items: int | None = setting(None, "items of a generated corpus; none = its own default", low=8)
     corpus_seed: int = setting(0, "seed of the generated corpus and of item-wise splits", low=0)
     image_size: int = setting(224, "pixels on a side, a multiple of the patch size", low=8)
     tokenizer: str | None = setting(

@@ -28,9 +28,24 @@ LONGEST_TEXT = 128
 
 
 def model_folder(name: str) -> str:
-    """Return where a model's files are: a run's final/ folder, or the folder or Hub name itself."""
-    final = Path(name) / "final"
-    return str(final) if (final / "config.json").is_file() else name
+    """Return where a model's files are: a run's final/ folder, or the folder or Hub name itself.
+
+    Raises:
+        SystemExit: a path at which no model lies.
+    """
+    path = Path(name)
+    if (path / "final" / "config.json").is_file():
+        return str(path / "final")
+    if (path / "config.json").is_file():
+        return name
+    if path.is_dir():
+        raise SystemExit(
+            f"init_from is {name!r}, which holds no model (no config.json, no final/config.json); a run that was "
+            "stopped has one once it is resumed and ends."
+        )
+    if path.is_absolute() or name.count("/") != 1 or name.startswith("."):
+        raise SystemExit(f"init_from is {name!r}: no such folder. Name a run, a model's folder, or a model on the Hub.")
+    return name
 
 
 def build_processor(arguments: DataArguments, model: ModelArguments, texts: list[str], seed: int) -> SyncMaskProcessor:

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from syncmask import SyncMaskProcessor
 from syncmask.processing.collator import PhotoDataset, normalise
-from syncmask.processing.corpus import CorpusIndex, load_corpus
+from syncmask.processing.corpus import GENERATED, GENERATED_VARIANTS, CorpusIndex, load_corpus
 from syncmask.processing.overlap import overlap_tau, text_rows
 
 from .arguments import ContrastArguments, DataArguments
@@ -52,7 +52,7 @@ class PairData(TrainData):
 
 def read_corpus(arguments: DataArguments) -> datasets.DatasetDict:
     """Load the corpus that the settings name, split by item."""
-    generated = arguments.corpus == "garments"
+    generated = arguments.corpus in (GENERATED, GENERATED_VARIANTS)
     if arguments.corpus == FOLDER and not arguments.data_dir:
         raise SystemExit(f"corpus: {FOLDER} needs the place of the photos: add --data_dir FOLDER.")
     return load_corpus(
@@ -64,6 +64,7 @@ def read_corpus(arguments: DataArguments) -> datasets.DatasetDict:
         seed=arguments.corpus_seed,
         num_items=arguments.num_items if generated else None,
         image_size=arguments.image_size if generated else None,
+        variants=arguments.variants,
     )
 
 

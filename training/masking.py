@@ -12,13 +12,13 @@ from syncmask.masks import (
     blend,
     choose,
     corrupt,
+    hidden_positions,
     standardise,
     synchronised_masks,
     valid_words,
     word_attention,
     words_to_tokens,
 )
-from syncmask.modeling_syncmask import hidden_positions
 from syncmask.scores import word_evidence
 from syncmask.word_scores import WordScores
 

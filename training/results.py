@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from syncmask import SyncMaskForPreTraining
 from syncmask.evaluation.co_occurrence_protocol import co_occurrence
+from syncmask.evaluation.composed import retrieve_variants
 from syncmask.evaluation.false_negatives import itm_rates, pair_rates
 from syncmask.evaluation.loading import load_checkpoint, sha256
 from syncmask.evaluation.measure import INSTANCE_WEIGHTS
 from syncmask.evaluation.metrics import Metric
 from syncmask.evaluation.protocol_names import Protocol
 from syncmask.evaluation.protocols import items
+from syncmask.evaluation.recognition import head_scorers, recognition_outcomes
 from syncmask.evaluation.result import Result
 from syncmask.evaluation.running import Request, run_protocol
 from syncmask.evaluation.showcase import report_run
@@ -34,23 +37,63 @@ def validate_items(model, processor, dataset, seed: int) -> dict[str, float]:
     """Recall both ways on items never trained on, by ITC and re-ranked by ITM; empty without a validation split."""
     if dataset is None or not len(dataset):
         return {}
-    training = model.training
-    model.eval()
     options = {"max_rows": VALIDATION_ROWS, "rerank_queries": VALIDATION_QUERIES, "seed": seed}
-    try:
-        result = items(model, processor, dataset, split="validation", **options)
-    except UnreadablePhoto:
-        # A photo that went bad must not end a run that only looks on.
-        result = items(model, processor, readable(dataset), split="validation", **options)
-    model.train(training)
+    with evaluating(model):
+        try:
+            result = items(model, processor, dataset, split="validation", **options)
+        except UnreadablePhoto:
+            # A photo that went bad must not end a run that only looks on.
+            result = items(model, processor, readable(dataset), split="validation", **options)
     figures = {name: metric["value"] for name, metric in result.metrics.items()}
     return {"recall_mean": figures["both_ways/mean_recall/itc"], **figures}
 
 
-def run_protocols(folder: Path, protocols: list[Protocol]) -> dict[str, Result]:
-    """Score a run's final model, as users load it, by some protocols on the run's own corpus; write results/."""
+def validate_triplets(model, processor, dataset, seed: int) -> dict[str, float]:
+    """Recall of targets among the photos of validation triplets; empty without a validation split."""
+    if dataset is None or not len(dataset):
+        return {}
+    with evaluating(model):
+        options = {"split": "validation", "max_rows": VALIDATION_ROWS, "seed": seed}
+        result = retrieve_variants(model, processor, dataset, **options)
+    figures = {name: metric["value"] for name, metric in result.metrics.items()}
+    return {"recall_mean": figures["all/mean_recall/composed"], **figures}
+
+
+def validate_labels(model, processor, dataset, columns: list[str], main: str, seed: int) -> dict[str, float]:
+    """Accuracy and macro-F1 by label column on validation rows; empty without a validation split.
+
+    Args:
+        columns: those with labels. main: the score whose mean accuracy comes first: fused, image_only or text_only.
+    """
+    if dataset is None or not len(dataset):
+        return {}
+    figures = {}
+    with evaluating(model):
+        for column in columns:
+            labelled = [row for row, label in enumerate(dataset[column]) if label][:VALIDATION_ROWS]
+            if labelled:
+                rows = dataset.select(labelled)
+                logits = {name: score(rows) for name, score in head_scorers(model, processor, column).items()}
+                options = {"level": column, "unknown": "wrong"}
+                outcomes = recognition_outcomes(logits, rows[column], model.config.label_sets[column], **options)
+                figures |= {name: metric["value"] for name, metric in outcomes.metrics(seed).items()}
+    accuracies = [value for name, value in figures.items() if name.endswith(f"/accuracy/{main}")]
+    return {"accuracy_mean": sum(accuracies) / len(accuracies), **figures} if accuracies else {}
+
+
+@contextmanager
+def evaluating(model):
+    """Hold a model in eval mode."""
+    training = model.training
+    model.eval()
+    yield
+    model.train(training)
+
+
+def run_protocols(folder: Path, protocols: list[Protocol], corpus: str | None = None) -> dict[str, Result]:
+    """Score a run's final model, as users load it, by some protocols on its own corpus or another; write results/."""
     loaded = load_checkpoint(folder)
-    results = {protocol.value: run_protocol(loaded, Request(protocol)) for protocol in protocols}
+    results = {protocol.value: run_protocol(loaded, Request(protocol, corpus)) for protocol in protocols}
     for result in results.values():
         result.save(folder / "results")
     return results

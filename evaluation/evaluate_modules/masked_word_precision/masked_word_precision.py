@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from syncmask.evaluation.co_occurrence import word_metrics
+from syncmask.evaluation.co_occurrence import with_intervals, word_tallies
 
 DESCRIPTION = "Precision of the top words of each text against what its photo shows, beside the same for random words."
 INPUTS = """
@@ -35,7 +35,7 @@ class MaskedWordPrecision(evaluate.Metric):
     def _compute(self, predictions, references, rate=0.3, seed=0):
         shown = [np.asarray(words, dtype=bool) for words in references]
         scores = {"model": [np.asarray(words, dtype=float) for words in predictions]}
-        metrics = word_metrics(scores, shown, rate=rate, seed=seed)
+        metrics = with_intervals(word_tallies(scores, shown, rate=rate), seed)
         gain = metrics["words/precision_gain/model"]
         return {
             "precision": metrics["words/precision/model"]["value"],

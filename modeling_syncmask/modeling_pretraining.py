@@ -1,0 +1,198 @@
+"""SyncMaskForPreTraining: the four objectives in one forward."""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_syncmask import SyncMaskConfig
+from .fusion import SyncMaskMimDecoder, take_positions
+from .losses import mim_loss, mlm_loss
+from .masks import hidden_positions, split_patches
+from .modeling_pairs import FusionRows, SyncMaskPairModel, Teacher, check_together, negatives_itm_loss, with_negatives
+from .outputs import SyncMaskForPreTrainingOutput
+from .towers import patchify
+
+
+class SyncMaskMlmHead(nn.Module):
+    """Transform and vocabulary matrix of BERT's MLM head; the matrix is tied to the token embeddings."""
+
+    def __init__(self, config: SyncMaskConfig):
+        super().__init__()
+        size, vocabulary = config.text_config.hidden_size, config.text_config.vocab_size
+        self.dense = nn.Linear(size, size)
+        self.activation = ACT2FN[config.fusion_encoder_config.hidden_act]
+        self.norm = nn.LayerNorm(size, eps=config.fusion_encoder_config.layer_norm_eps)
+        self.decoder = nn.Linear(size, vocabulary)
+
+    def forward(self, fused: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., V)."""
+        return self.decoder(self.norm(self.activation(self.dense(fused))))
+
+
+class SyncMaskForPreTraining(SyncMaskPairModel):
+    r"""SyncMask with its four objectives: ITC, ITM, MLM and MIM.
+
+    The forward is the only differentiable call of a training step and is deterministic in its inputs (dropout apart):
+    masks, negatives and the teacher's features are given to it. What is not given is skipped: no masks, no MLM and MIM;
+    no negatives, no ITM; no teacher, hard ITC targets.
+    """
+
+    def __init__(self, config: SyncMaskConfig):
+        super().__init__(config)
+        self.mlm_head = SyncMaskMlmHead(config)
+        rows, columns = self.syncmask.grid
+        self.mim_decoder = SyncMaskMimDecoder(
+            config.mim_decoder_config,
+            image_width=config.vision_config.hidden_size,
+            num_prefix=self.syncmask.num_prefix_tokens,
+            num_patches=rows * columns,
+            patch_dim=self._pixels_per_patch(config),
+        )
+        self._tied_weights_keys = {"mlm_head.decoder.weight": self._embedding_name()}
+        self.post_init()
+
+    @staticmethod
+    def _pixels_per_patch(config: SyncMaskConfig) -> int:
+        size = config.vision_config.patch_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.vision_config.num_channels * height * width
+
+    def _embedding_name(self) -> str:
+        """Name the token embedding's weight, which differs between text tower families."""
+        embedding = self.syncmask.get_input_embeddings().weight
+        return next(name for name, parameter in self.named_parameters() if parameter is embedding)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the MLM head's vocabulary matrix."""
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Module):
+        """Replace the MLM head's vocabulary matrix."""
+        self.mlm_head.decoder = value
+
+    def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Cut photos (B, 3, S, S) into patches (B, N, patch_dim)."""
+        return patchify(pixel_values, self.syncmask.grid)
+
+    def mlm_logits(self, text_embeds, attention_mask, image_embeds, positions, image_index=None) -> torch.Tensor:
+        """Predict the tokens at `positions` (R, Q) of masked texts (R, L, D): (R, Q, V)."""
+        fusion = self.syncmask.fusion_encoder
+        hidden = fusion.lower(text_embeds, attention_mask, image_embeds, image_index)
+        return self.mlm_head(fusion.last(hidden, attention_mask, image_embeds, image_index, positions))
+
+    def predict_patches(
+        self,
+        pixel_values: torch.Tensor,
+        patch_mask: torch.Tensor,
+        text_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict the hidden patches from the kept ones and the text: (B, k, patch_dim), ascending order.
+
+        Args:
+            pixel_values: (B, 3, S, S). patch_mask: (B, N), True = hidden, equally many in every row.
+            text_embeds: (B, L, D) of the unmasked text. attention_mask: (B, L).
+
+        Raises:
+            ValueError: when rows hide different numbers of patches.
+        """
+        keep, hidden = split_patches(patch_mask)
+        kept_embeds = self.syncmask.encode_image(pixel_values, keep=keep)
+        return self.mim_decoder(kept_embeds, keep, hidden, text_embeds, attention_mask)
+
+    def hidden_patches(self, pixel_values: torch.Tensor, patch_mask: torch.Tensor) -> torch.Tensor:
+        """Return the true pixels of the hidden patches: (B, k, patch_dim), ascending order."""
+        _, hidden = split_patches(patch_mask)
+        return take_positions(self.patchify(pixel_values), hidden)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        item_ids: torch.Tensor | None = None,
+        text_ids: torch.Tensor | None = None,
+        text_mask: torch.Tensor | None = None,
+        masked_input_ids: torch.Tensor | None = None,
+        patch_mask: torch.Tensor | None = None,
+        negative_image_index: torch.Tensor | None = None,
+        negative_text_index: torch.Tensor | None = None,
+        teacher_image_feats: torch.Tensor | None = None,
+        teacher_text_feats: torch.Tensor | None = None,
+        teacher_temperature: torch.Tensor | None = None,
+        soft_target_weight: float = 0.0,
+    ) -> SyncMaskForPreTrainingOutput:
+        """Compute the objectives whose inputs are given.
+
+        Args:
+            pixel_values: (B, 3, S, S). input_ids, attention_mask: (B, L), the unmasked text.
+            item_ids, text_ids: (B,), what counts as the same item or text; every row its own when None.
+            text_mask: (B, L) bool, True = hidden token. masked_input_ids: (B, L), the text with the hidden tokens
+                replaced; every hidden token becomes [MASK] when None.
+            patch_mask: (B, N) bool, True = hidden patch, equally many in every row.
+            negative_image_index, negative_text_index: (B,), a row of this slice that does not match; -1 = none.
+            teacher_image_feats, teacher_text_feats: (B, P) of the momentum teacher. teacher_temperature: (1,).
+            soft_target_weight: share of the teacher in the ITC targets, in [0, 1].
+        """
+        check_together(negative_image_index=negative_image_index, negative_text_index=negative_text_index)
+        teacher = Teacher(teacher_image_feats, teacher_text_feats, teacher_temperature, soft_target_weight)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        image_embeds = self.syncmask.encode_image(pixel_values)
+        text_embeds = self.syncmask.encode_text(input_ids, attention_mask)
+        output = SyncMaskForPreTrainingOutput(
+            image_feats=self.syncmask.project_image(image_embeds),
+            text_feats=self.syncmask.project_text(text_embeds),
+        )
+        output.itc_loss = self.contrast(output.image_feats, output.text_feats, item_ids, text_ids, teacher)
+        match_rows = masked_rows = None
+        if negative_image_index is not None:
+            match_rows = with_negatives(text_embeds, attention_mask, negative_image_index, negative_text_index)
+        if text_mask is not None:
+            masked_rows = self._masked_rows(input_ids, attention_mask, text_mask, masked_input_ids)
+        output.itm_logits, output.mlm_logits = self._fused_logits(image_embeds, match_rows, masked_rows, text_mask)
+        if match_rows is not None:
+            output.itm_loss = negatives_itm_loss(output.itm_logits, negative_image_index, negative_text_index)
+        if masked_rows is not None:
+            output.mlm_loss = mlm_loss(output.mlm_logits, input_ids[text_mask])
+        if patch_mask is not None:
+            output.mim_predictions = self.predict_patches(pixel_values, patch_mask, text_embeds, attention_mask)
+            output.mim_loss = mim_loss(output.mim_predictions, self.hidden_patches(pixel_values, patch_mask))
+        terms = (output.itc_loss, output.itm_loss, output.mlm_loss, output.mim_loss)
+        output.loss = sum(term for term in terms if term is not None)
+        return SyncMaskForPreTrainingOutput(**output)
+
+    def _masked_rows(self, input_ids, attention_mask, text_mask, masked_input_ids) -> FusionRows:
+        """Encode the masked texts, each to see its own photo."""
+        if masked_input_ids is None:
+            masked_input_ids = input_ids.masked_fill(text_mask, self.config.mask_token_id)
+        own = torch.arange(input_ids.shape[0], device=input_ids.device)
+        return FusionRows(self.syncmask.encode_text(masked_input_ids, attention_mask), attention_mask, own)
+
+    def _fused_logits(self, image_embeds, match_rows: FusionRows | None, masked_rows: FusionRows | None, text_mask):
+        """Return the logits of ITM (3B, 2) and of MLM (M, V): all 4B rows go through the fusion encoder as one batch.
+
+        A photo's keys and values are projected once; the last layer is run for [CLS] of the ITM rows and for the hidden
+        tokens of the MLM rows alone.
+        """
+        parts = [rows for rows in (match_rows, masked_rows) if rows is not None]
+        if not parts:
+            return None, None
+        rows = FusionRows.join(parts)
+        fusion = self.syncmask.fusion_encoder
+        hidden = fusion.lower(rows.text_embeds, rows.attention_mask, image_embeds, rows.image_index)
+        pairs, itm_logits, mlm_logits = 0, None, None
+        if match_rows is not None:
+            pairs = len(match_rows)
+            cls = fusion.last_cls(hidden[:pairs], match_rows.attention_mask, image_embeds, match_rows.image_index)
+            itm_logits = self.itm_head(cls)
+        if masked_rows is not None:
+            positions, real = hidden_positions(text_mask)
+            fused = fusion.last(hidden[pairs:], masked_rows.attention_mask, image_embeds, None, positions)
+            mlm_logits = self.mlm_head(fused[real])
+        return itm_logits, mlm_logits
+
+
+__all__ = ["SyncMaskForPreTraining"]
