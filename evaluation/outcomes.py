@@ -78,7 +78,9 @@ class Outcomes:
                 self.define(f"{quantity}/recall@{k}/{score}", Measure((f"{quantity}/{score}",), (k,)))
 
     def ratio(self, metric: str, tally: Tally, ids: np.ndarray) -> None:
-        """Keep a tally and define its metric QUANTITY/SCORE; `ids` (n,) str are the quantity's, in the tally's order."""
+        """Keep a tally and define its metric; `ids` (n,) str name the units of its quantity, in the tally's order."""
+        if len(ids) != len(tally[0]):
+            raise ValueError(f"{metric}: {len(tally[0])} units do not fit {len(ids)} ids")
         self.ids[quantity_of(metric)] = np.asarray(ids, dtype=str)
         self.add(metric, np.stack(tally, axis=1))
         self.define(metric, Measure((metric,), how=RATIO))

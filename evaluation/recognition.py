@@ -158,6 +158,7 @@ def recognition(
     about |= {
         "labels": len(labels),
         "label_source": label_source,
+        "label_list": list(labels),
         "labels_with_rows": len(set(truth) & set(labels)),
         "unknown_labels": dict(sorted(strange.items())),
         "rows_without_label": len(dataset) - len(labelled),

@@ -46,6 +46,38 @@ def test_the_paired_difference_is_that_of_each_query():
     assert [change["low"], change["high"]] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.02)
 
 
+def test_ratios_are_compared_on_the_same_resamples():
+    """Of AUCs, pointing and the text gap: sums over units, whose weights may differ between the models."""
+    rng = np.random.default_rng(3)
+    weights = rng.integers(0, 4, size=(2, 200)).astype(float)
+    parts = weights * rng.random((2, 200)) * np.array([[0.5], [1.0]])
+    pair = []
+    for tally in zip(parts, weights):
+        found = Outcomes()
+        found.ratio("pointing/hit/own_word", tally, np.arange(200).astype(str))
+        pair.append(found)
+    change, differ = difference(*pair, "pointing/hit/own_word")
+    ratios = parts.sum(axis=1) / weights.sum(axis=1)
+    metrics = [found.metrics()["pointing/hit/own_word"] for found in pair]
+    assert [metric["value"] for metric in metrics] == pytest.approx(ratios)
+    assert metrics[0]["n"] == np.count_nonzero(weights[0])
+    assert change["value"] == pytest.approx(ratios[1] - ratios[0])
+    assert change["n"] == np.count_nonzero(weights.sum(axis=0))
+    drawn = []
+    for _ in range(2000):
+        rows = rng.integers(0, 200, size=200)
+        one, other = parts[:, rows].sum(axis=1) / weights[:, rows].sum(axis=1)
+        drawn.append(other - one)
+    assert [change["low"], change["high"]] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.02)
+    assert verdict(change, differ) == "higher"
+    same, differ = difference(pair[0], pair[0], "pointing/hit/own_word")
+    assert differ == 0 and same["low"] == same["value"] == same["high"] == 0
+    empty = Outcomes()
+    empty.ratio("pointing/hit/own_word", (np.zeros(2), np.zeros(2)), np.array(["a", "b"]))
+    nothing, differ = difference(empty, empty, "pointing/hit/own_word")
+    assert np.isnan(nothing["value"]) and verdict(nothing, differ) == SAME
+
+
 def test_pairing_takes_out_the_luck_that_both_share():
     rng = np.random.default_rng(1)
     one = draw(rng, 0.5, 1000)

@@ -212,7 +212,8 @@ def test_recognition_goes_by_the_models_own_labels(runs, models, garments, caplo
     with caplog.at_level(logging.WARNING):
         found = run_protocol(loaded, Request(Protocol.RECOGNITION_CATEGORY))
     labels = models["classification"].config.label_sets["category"]
-    assert found.candidates.arrays["labels"].tolist() == labels and found.corpus["label_source"] == "the model"
+    assert found.candidates.arrays["labels"].tolist() == found.corpus["label_list"] == labels
+    assert found.corpus["label_source"] == "the model"
     truth = garments.select(range(60, len(garments)))["category"]
     unknown = sum(label == UNSEEN for label in truth)
     assert unknown and found.corpus["unknown_labels"] == {UNSEEN: unknown}

@@ -13,6 +13,7 @@ from syncmask.evaluation import false_negatives as fn
 from syncmask.evaluation import measure
 from syncmask.evaluation.cli import app
 from syncmask.evaluation.co_occurrence_protocol import co_occurrence, mim_errors
+from syncmask.evaluation.compare import SAME, compare
 from syncmask.evaluation.embedding import Embedder, batches
 from syncmask.evaluation.loading import load_checkpoint
 from syncmask.evaluation.protocols import items, retrieval_metrics, sample_items
@@ -418,6 +419,28 @@ def test_co_occurrence_reports_both_strategies_beside_what_they_are_read_against
     assert {"text_gap/relative_rise/truth_masks", "pointing/hit/own_word"} <= set(result.metrics)
     again = co_occurrence(model, processor, train, test, max_rows=40, train_rows=20, batch_size=16, others=1)
     assert json.dumps(again.metrics) == json.dumps(result.metrics)
+
+
+def test_co_occurrence_of_two_models_can_be_compared(model, processor, garments, tmp_path):
+    train, test = garments.select(range(40)), garments.select(range(40, len(garments)))
+    options = {"max_rows": 40, "train_rows": 20, "batch_size": 16, "others": 1}
+    torch.manual_seed(5)
+    other = type(model)(model.config).eval()
+    results = [co_occurrence(one, processor, train, test, **options) for one in (model, other)]
+    paths = [result.save(tmp_path / str(number)) for number, result in enumerate(results)]
+    same, found = compare(paths[0], paths[0]), compare(*paths)
+    assert {line.verdict for line in same.lines} == {SAME}
+    lines = {line.name: line for line in found.lines}
+    assert lines.keys() | {"words/item_auc/random", "words/view_auc/random"} == results[0].metrics.keys()
+    for name, line in lines.items():
+        values = [result.value(name) for result in results]
+        assert line.change["value"] == pytest.approx(values[1] - values[0], abs=1e-12), name
+        assert line.change["low"] <= line.change["value"] <= line.change["high"]
+    kept = results[0].outcomes
+    items = test.select_columns(["item_id"])[:]["item_id"]
+    for quantity in ("words/precision", "patches/precision", "words/item_auc", "pointing/hit"):
+        assert {name.split("/")[0] for name in kept.ids[quantity].tolist()} <= set(items), quantity
+    assert {"back", "zip"} <= set(kept.ids["words/view_auc"].tolist())
 
 
 def test_co_occurrence_needs_truth(model, processor, garments):

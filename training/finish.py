@@ -22,7 +22,7 @@ def write_summary(trainer: Trainer, corpus, results: dict[str, Result], minutes:
     counts = {name: (len(rows), len(np.unique(rows["item_id"]))) for name, rows in corpus.items()}
     lines = [
         "",
-        "corpus: " + ", ".join(f"{name} {rows} photos of {items} items" for name, (rows, items) in counts.items()),
+        "corpus: " + ", ".join(f"{name} {rows} rows of {items} items" for name, (rows, items) in counts.items()),
         f"trained {trainer.progress.step} steps in {trainer.progress.epoch} epochs; {minutes:.1f} minutes in all",
     ]
     if trainer.progress.substitutes:
@@ -33,7 +33,7 @@ def write_summary(trainer: Trainer, corpus, results: dict[str, Result], minutes:
     for result in results.values():
         lines += ["", result.table()]
     lines += ["", f"model   {path / 'final'}", f"results {path / 'results'}"]
-    if results:
+    if (path / "report" / "index.html").is_file():
         lines.append(f"report  {path / 'report' / 'index.html'}")
     text = "\n".join(lines)
     print(text, flush=True)
