@@ -228,3 +228,19 @@ def test_the_loop_is_pretrainings_own():
     from syncmask.training import finetune
 
     assert finetune.launch is pretrain.launch is launch.launch
+
+
+def test_triplets_with_an_unreadable_photo_on_either_side_are_left_out(tmp_path):
+    import datasets
+    from PIL import Image
+
+    from syncmask.training.substitutes import readable
+
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.new("RGB", (8, 8)).save(good)
+    bad.write_bytes(good.read_bytes()[:40])
+    table = {"image": [good, bad, good], "candidate": [good, good, bad], "item_id": ["a", "b", "c"]}
+    rows = datasets.Dataset.from_dict({name: [str(value) for value in values] for name, values in table.items()})
+    for name in ("image", "candidate"):
+        rows = rows.cast_column(name, datasets.Image())
+    assert readable(rows)["item_id"][:] == ["a"]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from datasets import Dataset
 
 from syncmask import SyncMaskForPreTraining
 from syncmask.evaluation.co_occurrence_protocol import co_occurrence
@@ -28,6 +32,8 @@ from .substitutes import readable
 if TYPE_CHECKING:
     from .task_pretraining import Pretraining
 
+Measured = TypeVar("Measured")
+
 VALIDATION_ROWS = 1000
 VALIDATION_QUERIES = 200
 PROTOCOL_ROWS = 1024
@@ -39,11 +45,7 @@ def validate_items(model, processor, dataset, seed: int) -> dict[str, float]:
         return {}
     options = {"max_rows": VALIDATION_ROWS, "rerank_queries": VALIDATION_QUERIES, "seed": seed}
     with evaluating(model):
-        try:
-            result = items(model, processor, dataset, split="validation", **options)
-        except UnreadablePhoto:
-            # A photo that went bad must not end a run that only looks on.
-            result = items(model, processor, readable(dataset), split="validation", **options)
+        result = on_readable(lambda rows: items(model, processor, rows, split="validation", **options), dataset)
     figures = {name: metric["value"] for name, metric in result.metrics.items()}
     return {"recall_mean": figures["both_ways/mean_recall/itc"], **figures}
 
@@ -54,7 +56,7 @@ def validate_triplets(model, processor, dataset, seed: int) -> dict[str, float]:
         return {}
     with evaluating(model):
         options = {"split": "validation", "max_rows": VALIDATION_ROWS, "seed": seed}
-        result = retrieve_variants(model, processor, dataset, **options)
+        result = on_readable(lambda rows: retrieve_variants(model, processor, rows, **options), dataset)
     figures = {name: metric["value"] for name, metric in result.metrics.items()}
     return {"recall_mean": figures["all/mean_recall/composed"], **figures}
 
@@ -72,13 +74,26 @@ def validate_labels(model, processor, dataset, columns: list[str], main: str, se
         for column in columns:
             labelled = [row for row, label in enumerate(dataset[column]) if label][:VALIDATION_ROWS]
             if labelled:
-                rows = dataset.select(labelled)
-                logits = {name: score(rows) for name, score in head_scorers(model, processor, column).items()}
-                options = {"level": column, "unknown": "wrong"}
-                outcomes = recognition_outcomes(logits, rows[column], model.config.label_sets[column], **options)
-                figures |= {name: metric["value"] for name, metric in outcomes.metrics(seed).items()}
+                measure = partial(recognised, model, processor, column, seed)
+                figures |= on_readable(measure, dataset.select(labelled))
     accuracies = [value for name, value in figures.items() if name.endswith(f"/accuracy/{main}")]
     return {"accuracy_mean": sum(accuracies) / len(accuracies), **figures} if accuracies else {}
+
+
+def recognised(model, processor, column: str, seed: int, rows: Dataset) -> dict[str, float]:
+    """Accuracy and macro-F1 of one label column, by photo and text and by either alone."""
+    logits = {name: score(rows) for name, score in head_scorers(model, processor, column).items()}
+    labels = model.config.label_sets[column]
+    outcomes = recognition_outcomes(logits, rows[column], labels, level=column, unknown="wrong")
+    return {name: metric["value"] for name, metric in outcomes.metrics(seed).items()}
+
+
+def on_readable(measure: Callable[[Dataset], Measured], dataset: Dataset) -> Measured:
+    """Measure on rows, without those whose photo went bad: that must not end a run which only looks on."""
+    try:
+        return measure(dataset)
+    except UnreadablePhoto:
+        return measure(readable(dataset))
 
 
 @contextmanager

@@ -124,12 +124,19 @@ class SubstitutingCollator:
 
 
 def readable(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Leave out the rows whose photos cannot be read, with a warning that counts them; reads every photo."""
-    cells = dataset.select_columns(["image"]).with_format(None).cast_column("image", datasets.Image(decode=False))
+    """Leave out the rows whose photos cannot be read, with a warning that counts them; reads every photo.
+
+    Of triplets, the reference photos (`candidate`) are read too.
+    """
+    columns = [name for name in ("image", "candidate") if name in dataset.column_names]
+    cells = dataset.select_columns(columns).with_format(None)
+    for name in columns:
+        cells = cells.cast_column(name, datasets.Image(decode=False))
     kept = []
-    for row, cell in enumerate(cells):
+    for row, record in enumerate(cells):
         try:
-            read_photo(cell["image"], row)
+            for name in columns:
+                read_photo(record[name], row)
             kept.append(row)
         except UnreadablePhoto as problem:
             logger.warning("left out: %s", problem)
