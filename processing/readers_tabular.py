@@ -97,7 +97,7 @@ def refuse_foreign(names: list[str | None], base: Path | None, where: str) -> No
     """
     root = None if base is None else base.resolve()
     for name in names:
-        if not name or (name.startswith(ADDRESSES) and "::" not in name):
+        if not name or name.startswith(ADDRESSES):
             continue
         if "://" in name:  # Such as file:// or tarphoto://, by which `datasets` would open files of this machine.
             raise ValueError(f"{where} names {name!r}; wanted files in its folder or {', '.join(ADDRESSES)} addresses.")

@@ -21,14 +21,14 @@ PLACE = re.compile(rf"^{SCHEME}://(?P<offset>\d+)\+(?P<size>\d+)@(?P<shard>[^!]+
 
 
 def tar_place(shard: str | Path, offset: int, size: int, member: str) -> str:
-    """The path of a cell whose photo is `size` bytes from `offset` on in an uncompressed tar file.
+    """The path of a cell whose photo is `size` bytes from `offset` on in an uncompressed tar file (absolute path).
 
     Example:
         >>> tar_place("/data/a#1.tar", 1536, 213, "set/1.png")
         'tarphoto://1536+213@/data/a%231.tar!/set/1.png'
     """
     # Quoted, since fsspec takes "*" for a pattern and "::" for a chain.
-    return f"{SCHEME}://{offset}+{size}@{quote(Path(shard).absolute().as_posix())}!/{quote(member)}"
+    return f"{SCHEME}://{offset}+{size}@{quote(Path(shard).as_posix())}!/{quote(member)}"
 
 
 def is_tar_place(source: str | bytes | None) -> bool:

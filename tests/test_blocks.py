@@ -14,6 +14,7 @@ from scipy import sparse
 from syncmask.processing.corpus import CorpusIndex, load_corpus
 from syncmask.training.batches import batch_statistics, random_batches
 from syncmask.training.blocks import block_order, cut_blocks
+from syncmask.training.grouping import Grouping
 from syncmask.training.planning import EpochPlanner
 from syncmask.training.sampler import FeatureBank, GroupedBatchSampler
 
@@ -128,6 +129,17 @@ def test_blocks_of_one_size_are_not_ordered_alike():
     assert len(set(seeds)) == 6 and 3 in seeds
 
 
+def test_blocks_come_in_an_order_of_their_own_each_epoch_and_run():
+    def first_rows(seed, epoch):
+        found = block_order(
+            cut_blocks(80, 8), lambda rows, _: np.arange(len(rows)), seed=seed, epoch=epoch, batch_size=8
+        )
+        return tuple(found[::8].tolist())
+
+    orders = {first_rows(seed, epoch) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9 and {tuple(sorted(one)) for one in orders} == {tuple(range(0, 80, 8))}
+
+
 def test_no_batch_holds_an_item_twice_though_shards_are_sorted_by_item():
     items = np.arange(400) // 4
     for buffer in (80, 100, 1000):
@@ -200,6 +212,34 @@ def test_planner_groups_inside_blocks_by_the_rules(plain):
     assert closeness(found) > closeness(plan(1, False)[0]) + 0.02
     with pytest.raises(ValueError, match="a shuffle buffer of 7 rows holds no global batch of 8; wanted many batches"):
         planner(rows, index, 7)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_planner_asks_with_what_is_known_of_a_blocks_rows(grouped, plain, monkeypatch):
+    rows, index = plain
+    plan, calls = planner(rows, index, 40), []
+    plan.bank.seen[::3] = False
+    row_of = {feats.tobytes(): row for row, feats in enumerate(plan.bank.image_feats.numpy())}
+
+    def grouping(image_feats, text_feats, seen, items, texts, text_rows, **settings):
+        some = [row_of[feats.tobytes()] for feats in image_feats.numpy()]
+        assert torch.equal(text_feats, plan.bank.text_feats[some]) and torch.equal(seen, plan.bank.seen[some])
+        return Grouping(at_random(items, texts, some=some), fallbacks=2)
+
+    def at_random(items, texts, some=None, **settings):
+        # Several rows share an item or a text, but no two rows both.
+        some = some or [pairs.index(pair) for pair in zip(items.tolist(), texts.tolist(), strict=True)]
+        assert np.array_equal(items, index.item_ids[some]) and np.array_equal(texts, index.text_ids[some])
+        calls.append(len(some))
+        return np.arange(len(some))
+
+    index = CorpusIndex(index.item_ids, np.arange(len(rows)) // 2, [str(n) for n in range(len(rows))])
+    index.item_ids[1::2] += 1000
+    plan.data.index, pairs = index, list(zip(index.item_ids.tolist(), index.text_ids.tolist(), strict=True))
+    monkeypatch.setattr("syncmask.training.planning.plan_epoch", grouping)
+    monkeypatch.setattr("syncmask.training.planning.random_batches", at_random)
+    _, figures = plan(0, grouped)
+    assert len(calls) == 3 and figures.get("fallbacks") == (6 if grouped else None)
 
 
 def test_planner_keeps_shards_whole(tmp_path):

@@ -13,6 +13,7 @@ import datasets
 import fsspec
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -121,7 +122,7 @@ def test_places_are_read_again_only_when_a_shard_changed(tmp_path):
 def test_odd_names_are_found_again(tmp_path, monkeypatch):
     file = tmp_path / "a [1]*?#%41::x!y" / "träin.tar"
     file.parent.mkdir()
-    names = ["set/1.png", "ä b*#!@%41.png", "./2//3.png", "4+5@6.png"]
+    names = ["set/1.png", "ä b*#!@%41.png", "./2//3.png", "4+5@6.png", f"{'long/' * 60}7.png"]
     with tarfile.open(file, "w") as shard:
         for number, name in enumerate(names):
             add(shard, name, photo(number))
@@ -135,6 +136,16 @@ def test_odd_names_are_found_again(tmp_path, monkeypatch):
         assert read_tar_place(cells[number]["path"]) == photo(number)
         assert fsspec.open(cells[number]["path"], "rb").open().read() == photo(number)
     assert cells[1]["path"].endswith("!/%C3%A4%20b%2A%23%21%40%2541.png")
+
+
+@pytest.mark.parametrize("read", [open_streams, load_corpus])
+def test_names_in_latin_1_stop_nothing(read, tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as shard:
+        for number, name in enumerate(("bücher", "hut")):
+            add(shard, f"{name}.png", photo(number))
+            add(shard, f"{name}.txt", b"a hat")
+    found = sorted(row["item_id"] for rows in read(tmp_path / "x.tar").values() for row in rows)
+    assert found == ["b\ufffdcher", "hut"]
 
 
 def test_places_that_cannot_be_read_are_named(tmp_path):
@@ -325,3 +336,62 @@ def test_a_table_from_elsewhere_may_not_name_places_in_files(tmp_path):
         found = undecoded(load_corpus(tmp_path / "set", shares=(1, 0, 0))["train"])[0]["image"]
         with pytest.raises(UnreadablePhoto, match="does not exist"):
             read_photo(found, 0)
+
+
+# ------------------------------------------------------------------------------------------- a whole run
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def _restore_torch():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_restore_torch")
+def test_a_run_on_shards_groups_in_blocks_and_resumes_bit_for_bit(garments, tmp_path, monkeypatch):
+    from syncmask.training import contrast, resume
+    from syncmask.training.pretrain import main
+
+    for number in range(4):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as shard:
+            for row in garments.select(range(number * 29, number * 29 + 29)):
+                key, drawn = f"{row['item_id']}-{row['view']}", io.BytesIO()
+                row["image"].save(drawn, "PNG")
+                add(shard, f"{key}.png", drawn.getvalue())
+                add(shard, f"{key}.json", json.dumps({"item_id": row["item_id"], "text": row["text"]}).encode())
+    monkeypatch.setattr(contrast, "ITM_LEARNED", 9.0)  # grouped batches from the second epoch on
+
+    def train(folder, *more):
+        settings = (
+            f"--corpus {tmp_path} --shuffle_buffer 40 --image_size 32 --preset tiny --grouping grouped --num_workers 2 "
+            "--per_device_batch_size 8 --epochs 3 --num_threads 1 --log_every 1 --log_batches --deterministic "
+            "--checkpoint_every 5 --no-evaluate --run_name run"
+        )
+        overrides = ["--model_overrides", '{"patch_size": 8, "projection_dim": 16}']
+        main([*settings.split(), *overrides, "--output_dir", str(folder), *more])
+        lines = [json.loads(line) for line in (folder / "run" / "batches.jsonl").read_text().splitlines()]
+        return lines, (folder / "run" / "final" / "model.safetensors").read_bytes()
+
+    whole = train(tmp_path / "whole")
+    calls, save = [], resume.save_checkpoint
+
+    def save_and_die(*args, **kwargs):
+        save(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == 4:
+            raise Killed
+
+    monkeypatch.setattr(resume, "save_checkpoint", save_and_die)
+    with pytest.raises(Killed):
+        train(tmp_path / "cut")
+    monkeypatch.setattr(resume, "save_checkpoint", save)
+    assert train(tmp_path / "cut", "--resume") == whole
+    metrics = [json.loads(line) for line in (tmp_path / "whole" / "run" / "metrics.jsonl").read_text().splitlines()]
+    plans = [line for line in metrics if line["split"] == "batches"]
+    assert [plan["grouped"] for plan in plans] == [False, True, True]
+    assert all(plan["same_item_pairs"] == 0 for plan in plans)
+    # The rows of the first batch of an epoch are of one block of at most 40 consecutive rows.
+    assert all(max(line["rows"]) - min(line["rows"]) < 40 for line in whole[0] if line["step"] == 1)
