@@ -8,7 +8,7 @@ from pathlib import Path
 
 from syncmask import SyncMaskForPreTraining
 from syncmask.processing.collator import UnreadablePhoto
-from syncmask.processing.corpus import GENERATED, GENERATED_VARIANTS, load_corpus
+from syncmask.processing.corpus import corpus_of_run, load_corpus, source_of_run
 from syncmask.processing.readers_fashioniq import load_fashioniq
 
 from .candidates import Candidates
@@ -159,16 +159,8 @@ def _split(splits, wanted: str | None) -> str:
 
 
 def own_corpus(loaded: Loaded) -> str:
-    """The source that the run was trained on.
-
-    Raises:
-        ValueError: the model belongs to no run.
-    """
-    data = loaded.settings.get("data", {})
-    source = data.get("data_dir") if data.get("corpus") == "folder" else data.get("corpus")
-    if not source:
-        raise ValueError("this model belongs to no run, so its corpus is unknown; say which: --corpus SOURCE")
-    return source
+    """The source that the run was trained on; ValueError where the model belongs to no run."""
+    return source_of_run(loaded.settings.get("data", {}))
 
 
 def run_corpus(loaded: Loaded, source: str | None, variants: str | None = None):
@@ -176,15 +168,4 @@ def run_corpus(loaded: Loaded, source: str | None, variants: str | None = None):
     data = loaded.settings.get("data", {})
     if source is not None and source != data.get("corpus"):
         return load_corpus(source, variants=variants)
-    generated = data.get("corpus") in (GENERATED, GENERATED_VARIANTS)
-    return load_corpus(
-        own_corpus(loaded),
-        image_column=data.get("image_column"),
-        text_column=data.get("text_column"),
-        item_id_column=data.get("item_id_column"),
-        where=dict(entry.split("=", 1) for entry in data.get("where") or []),
-        variants=variants or data.get("variants"),
-        seed=data.get("corpus_seed", 0),
-        num_items=data.get("num_items") if generated else None,
-        image_size=data.get("image_size") if generated else None,
-    )
+    return corpus_of_run(data, variants)

@@ -16,8 +16,10 @@ import numpy as np
 
 from .check_photos import PhotoFacts, near_duplicates, probe
 from .check_texts import near_identical
-from .corpus import SPLITS, canonical_split, fold_text, open_streams, place_items
+from .corpus import fold_text, open_streams
 from .processing_syncmask import split_words
+from .readers_folder import SPLITS, canonical_split
+from .splits import place_items
 from .streams import RowStream
 from .tokenizer import LONGEST, train_tokenizer
 

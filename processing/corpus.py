@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,17 +19,20 @@ import pyarrow as pa
 from .processing_syncmask import split_words
 from .readers_fashiongen import open_fashiongen
 from .readers_fashioniq import holds_fashioniq, read_fashioniq
-from .readers_folder import SPLITS, canonical_split, holds_metadata, read_folder
+from .readers_folder import holds_metadata, read_folder
 from .readers_shards import open_shards
 from .readers_tabular import parquet_files, read_hub, read_parquet, read_saved, refuse_foreign
+from .splits import warn_of_splits, with_splits
 from .streams import RowStream, stream_of_table, table_of_stream, where_rows, with_columns
 from .tar_photos import decode_tar_places
-from .variants import FAMILY, variant_splits
+from .variants import variant_splits
 
 logger = logging.getLogger(__name__)
 
 GENERATED = "garments"
 GENERATED_VARIANTS = "garment-variants"
+FOLDER = "folder"
+"""In settings: the photos lie in `data_dir`."""
 ROLES = ("image", "text", "item_id")
 CATEGORY_LEVELS = {"category1": "category", "category2": "subcategory"}
 """How the Marqo sets call them."""
@@ -101,9 +104,44 @@ def load_corpus(
             f"corpus {str(source)!r} has no row left; check `where`, `min_words` and its text column"
             + ("." if variants is None else f", and whether any product of {variants!r} has two colours in one view.")
         )
-    corpus = _with_splits(tables, seed, shares)
-    _warn_of_splits(corpus)
+    corpus = with_splits(tables, seed, shares)
+    warn_of_splits(corpus)
     return corpus
+
+
+def corpus_of_run(data: Mapping[str, object], variants: str | None = None) -> datasets.DatasetDict:
+    """The corpus that a run was trained on.
+
+    Args:
+        data: the section `data` of its config.yaml: corpus, data_dir, columns, where, seed, ...
+        variants: see `load_corpus`; None = as the run did.
+
+    Raises:
+        ValueError: it names no source; and as `load_corpus`.
+    """
+    source = source_of_run(data)
+    generated = source in (GENERATED, GENERATED_VARIANTS)
+    return load_corpus(
+        source,
+        image_column=data.get("image_column"),
+        text_column=data.get("text_column"),
+        item_id_column=data.get("item_id_column"),
+        where=dict(entry.split("=", 1) for entry in data.get("where") or []),
+        variants=variants or data.get("variants"),
+        seed=data.get("corpus_seed", 0),
+        num_items=data.get("num_items") if generated else None,
+        image_size=data.get("image_size") if generated else None,
+    )
+
+
+def source_of_run(data: Mapping[str, object]) -> str:
+    """What `load_corpus` calls that corpus; ValueError where the settings name none."""
+    folder = data.get("corpus") == FOLDER
+    if source := data.get("data_dir" if folder else "corpus"):
+        return source
+    if folder:
+        raise ValueError("corpus: folder needs the place of the photos: add --data_dir FOLDER")
+    raise ValueError("this model belongs to no run, so its corpus is unknown; say which: --corpus SOURCE")
 
 
 def open_streams(
@@ -302,67 +340,6 @@ def _keep(rows: datasets.Dataset, split: str, where: Mapping[str, object], min_w
             logger.warning("split %s: dropped %d rows without %s", split, int((keep & ~good).sum()), what)
         keep &= good
     return rows if keep.all() else rows.select(np.flatnonzero(keep))
-
-
-# --------------------------------------------------------------------------------------------- splits
-def item_fraction(item_id: str, seed: int) -> float:
-    """Where a seeded hash puts an item between 0 and 1; of the id alone, so other items change nothing.
-
-    Example:
-        >>> item_fraction("MH01-gray", 0) == item_fraction("MH01-gray", 0)
-        True
-    """
-    digest = hashlib.sha256(f"{seed}:{item_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def place_items(items: Sequence[str], seed: int, shares: Mapping[str, float]) -> np.ndarray:
-    """(rows,) int64: which of the shares each row's item falls to by its hash.
-
-    Raises:
-        ValueError: shares that do not sum to 1.
-
-    Example:
-        >>> place_items(["a", "a"], 0, {"train": 1.0, "test": 0.0}).tolist()
-        [0, 0]
-    """
-    fraction_of = {item: item_fraction(item, seed) for item in set(items)}
-    bounds = np.cumsum(list(shares.values()))
-    if not np.isclose(bounds[-1], 1) or min(shares.values()) < 0:
-        raise ValueError(f"shares are {tuple(shares.values())}; wanted numbers >= 0 that sum to 1.")
-    return np.searchsorted(bounds[:-1], [fraction_of[item] for item in items], side="right")
-
-
-def _split_by_item(rows: datasets.Dataset, seed: int, shares: Mapping[str, float]) -> dict[str, datasets.Dataset]:
-    """Rows dealt out by the hashes of their families or items, in the order and the shares given."""
-    place = place_items(_strings(rows, FAMILY if FAMILY in rows.column_names else "item_id"), seed, shares)
-    return {name: rows.select(np.flatnonzero(place == number)) for number, name in enumerate(shares)}
-
-
-def _with_splits(tables: dict[str, datasets.Dataset], seed: int, shares: Sequence[float]) -> datasets.DatasetDict:
-    if len(tables) == 1:
-        (rows,) = tables.values()
-        return datasets.DatasetDict(_split_by_item(rows, seed, dict(zip(SPLITS, shares, strict=True))))
-    known = {canonical_split(name): rows for name, rows in tables.items()}
-    if "train" not in known or not set(known) <= set(SPLITS) or len(known) < len(tables):
-        raise ValueError(
-            f"the source's splits are {', '.join(map(repr, tables))}; wanted train, validation, test. "
-            "Read one of them by `split`; it is then split by item."
-        )
-    if "validation" not in known:
-        cut = {"train": 1 - shares[1], "validation": shares[1]}
-        known |= _split_by_item(known["train"], seed, cut)
-    return datasets.DatasetDict({name: known[name] for name in SPLITS if name in known})
-
-
-def _warn_of_splits(corpus: datasets.DatasetDict) -> None:
-    items = {name: set(_strings(rows, "item_id")) for name, rows in corpus.items()}
-    for name, ids in items.items():
-        if not ids:
-            logger.warning("split %s is empty: the corpus has few items; pass other `shares` or more items", name)
-    for name in set(items) - {"train"}:
-        if shared := items["train"] & items[name]:
-            logger.warning("%d items are in train and in %s too: scores there are too good", len(shared), name)
 
 
 # ---------------------------------------------------------------------------------------------- index

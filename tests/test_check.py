@@ -16,7 +16,8 @@ from syncmask.processing.check import check_corpus, placed
 from syncmask.processing.check_photos import BITS, COLOUR, near_duplicates, probe
 from syncmask.processing.check_report import as_json, save, sheet, table
 from syncmask.processing.check_texts import near_identical
-from syncmask.processing.corpus import SPLITS, load_corpus
+from syncmask.processing.corpus import load_corpus
+from syncmask.processing.readers_folder import SPLITS
 from syncmask.processing.processing_syncmask import split_words
 
 

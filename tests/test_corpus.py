@@ -15,8 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from syncmask.processing import cli
-from syncmask.processing.corpus import SPLITS, CorpusIndex, fingerprint, item_fraction, load_corpus
-from syncmask.processing.readers_folder import write_folder
+from syncmask.processing.corpus import CorpusIndex, fingerprint, load_corpus
+from syncmask.processing.readers_folder import SPLITS, write_folder
+from syncmask.processing.splits import item_fraction
 
 
 def make_rows(items=30, photos=2):

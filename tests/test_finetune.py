@@ -244,3 +244,10 @@ def test_triplets_with_an_unreadable_photo_on_either_side_are_left_out(tmp_path)
     for name in ("image", "candidate"):
         rows = rows.cast_column(name, datasets.Image())
     assert readable(rows)["item_id"][:] == ["a"]
+
+
+def test_a_corpus_that_cannot_be_read_ends_with_the_reason_alone(tmp_path):
+    with pytest.raises(SystemExit, match="data_dir"):
+        pretrain.main(["--corpus", "folder", "--output_dir", str(tmp_path), *MODEL])
+    with pytest.raises(SystemExit, match="cannot tell what"):
+        pretrain.main(["--corpus", str(tmp_path), "--run_name", "other", "--output_dir", str(tmp_path), *MODEL])

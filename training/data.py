@@ -12,14 +12,13 @@ from scipy.sparse import csr_matrix
 
 from syncmask import SyncMaskProcessor
 from syncmask.processing.collator import PhotoDataset, normalise
-from syncmask.processing.corpus import GENERATED, GENERATED_VARIANTS, CorpusIndex, load_corpus
+from syncmask.processing.corpus import CorpusIndex
 from syncmask.processing.overlap import overlap_tau, text_rows
 
 from .arguments import ContrastArguments, DataArguments
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "folder"
 # The probe set never takes more than this share of a small corpus's items.
 PROBE_SHARE = 0.1
 
@@ -48,24 +47,6 @@ class PairData(TrainData):
 
     texts: csr_matrix
     tau: float
-
-
-def read_corpus(arguments: DataArguments) -> datasets.DatasetDict:
-    """Load the corpus that the settings name, split by item."""
-    generated = arguments.corpus in (GENERATED, GENERATED_VARIANTS)
-    if arguments.corpus == FOLDER and not arguments.data_dir:
-        raise SystemExit(f"corpus: {FOLDER} needs the place of the photos: add --data_dir FOLDER.")
-    return load_corpus(
-        arguments.data_dir if arguments.corpus == FOLDER else arguments.corpus,
-        image_column=arguments.image_column,
-        text_column=arguments.text_column,
-        item_id_column=arguments.item_id_column,
-        where=arguments.filters(),
-        seed=arguments.corpus_seed,
-        num_items=arguments.num_items if generated else None,
-        image_size=arguments.image_size if generated else None,
-        variants=arguments.variants,
-    )
 
 
 def train_data(

@@ -18,10 +18,9 @@ from transformers import PreTrainedModel
 
 from syncmask import register_auto_classes
 from syncmask.evaluation.result import library_versions
-from syncmask.processing.corpus import fingerprint
+from syncmask.processing.corpus import corpus_of_run, fingerprint
 
 from .arguments import TrainArguments
-from .data import read_corpus
 from .faults import RunStopped, explain, report
 from .finish import save_final, write_summary
 from .optim import make_optimizer, make_schedule
@@ -69,7 +68,7 @@ def run(arguments: TrainArguments, build: Build, command: str):
     start_trackers(accelerator, arguments)
     # One process generates or reads the corpus first; the others find it in the cache.
     with accelerator.main_process_first():
-        corpus = read_corpus(arguments.data)
+        corpus = read_corpus(arguments)
     task, model = build(arguments, accelerator, corpus)
     trainer = build_trainer(arguments, accelerator, task, model, folder)
     on_main(lambda: write_config(trainer, corpus, command))
@@ -84,6 +83,14 @@ def run(arguments: TrainArguments, build: Build, command: str):
             results = task.evaluate(folder.path, trainer.student.eval(), corpus, arguments.data.corpus)
         write_summary(trainer, corpus, results, minutes=(time.monotonic() - started) / 60)
     accelerator.end_training()
+
+
+def read_corpus(arguments: TrainArguments) -> DatasetDict:
+    """Load the corpus that the settings name, split by item; SystemExit, with the reason alone, where it cannot be."""
+    try:
+        return corpus_of_run(dataclasses.asdict(arguments.data))
+    except (ValueError, FileNotFoundError, ImportError) as problem:
+        raise SystemExit(str(problem)) from problem
 
 
 def part(trainer: Trainer):
