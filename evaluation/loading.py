@@ -69,8 +69,8 @@ def load_checkpoint(path: str | Path) -> Loaded:
     register_auto_classes()  # the `syncmask` command leaves it to those who need it
     path = Path(path)
     run = find_run(path)
-    home = _model_folder(path, run)
     own = path if _is_checkpoint(path) else None
+    home = model_folder(path if own is None or run is None else run)
     head = _head(home)
     model = teacher = head.from_pretrained(home, dtype=torch.float32).eval()
     if own is not None:
@@ -91,6 +91,28 @@ def load_checkpoint(path: str | Path) -> Loaded:
         run=run,
         settings=settings,
     )
+
+
+def model_folder(name: str | Path) -> Path | str:
+    """Where config, weights and processor are: of a run its final/, else the folder itself, or a name on the Hub.
+
+    Raises:
+        FileNotFoundError: a folder that holds no model, or a path at which there is none.
+    """
+    path = Path(name).expanduser()
+    for folder in (path, path / "final"):
+        if (folder / "config.json").is_file():
+            return folder
+    if path.exists():
+        raise FileNotFoundError(
+            f"{path} holds neither a model (config.json) nor a run's final/ folder; give a run that has ended (a "
+            "stopped one goes on with --resume), a model's folder, or a model's name on the Hub"
+        )
+    if path.is_absolute() or len(path.parts) > 2 or str(name).startswith("."):
+        raise FileNotFoundError(
+            f"there is no folder {path}; give a run, a model's folder, or a name on the Hub"
+        )
+    return str(name)
 
 
 def find_run(path: Path) -> Path | None:
@@ -129,21 +151,6 @@ def _head(home: Path | str) -> type[Model]:
         f"{home} is a {' or '.join(named) or 'model of unknown kind'}; wanted one of "
         f"{', '.join(head.__name__ for head in HEADS)}. Give a run of this project, or a model saved by one of them"
     )
-
-
-def _model_folder(path: Path, run: Path | None) -> Path | str:
-    """Where config and processor are: the path itself, the run's final folder, or a name on the Hub."""
-    if (path / "config.json").is_file():
-        return path
-    if run is None:
-        if path.exists():
-            raise FileNotFoundError(
-                f"{path} holds no config.json and belongs to no run; give a run or its final folder"
-            )
-        return str(path)
-    if not (run / "final" / "config.json").is_file():
-        raise FileNotFoundError(f"{run} has no final model yet (final/config.json); let the run end, or resume it")
-    return run / "final"
 
 
 def _load_weights(model: Model, file: Path) -> None:

@@ -17,8 +17,8 @@ from syncmask.processing.check_photos import BITS, COLOUR, near_duplicates, prob
 from syncmask.processing.check_report import as_json, save, sheet, table
 from syncmask.processing.check_texts import near_identical
 from syncmask.processing.corpus import load_corpus
-from syncmask.processing.readers_folder import SPLITS
 from syncmask.processing.processing_syncmask import split_words
+from syncmask.processing.readers_folder import SPLITS
 
 
 def drawing(number, size=(60, 48)):

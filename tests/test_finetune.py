@@ -169,9 +169,9 @@ def test_a_setting_of_another_task_is_refused(pretrained, capsys):
 
 
 def test_a_start_that_is_no_model_is_named(pretrained, tmp_path):
-    with pytest.raises(SystemExit, match="no such folder"):
+    with pytest.raises(SystemExit, match="there is no folder"):
         read_arguments("retrieval", ["--init_from", str(tmp_path / "absent")])
-    with pytest.raises(SystemExit, match="holds no model"):
+    with pytest.raises(SystemExit, match="holds neither a model"):
         read_arguments("retrieval", ["--init_from", str(pretrained / "checkpoints")])
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import datasets
 import numpy as np
 import torch
@@ -11,6 +9,7 @@ from accelerate import Accelerator
 from transformers import AutoTokenizer, PreTrainedModel
 
 from syncmask import SyncMaskConfig, SyncMaskImageProcessor, SyncMaskProcessor
+from syncmask.evaluation.loading import model_folder
 from syncmask.processing.collator import Collator, PhotoDataset
 from syncmask.processing.corpus import CorpusIndex
 from syncmask.processing.tokenizer import train_tokenizer
@@ -27,25 +26,12 @@ from .teacher import MomentumTeacher
 LONGEST_TEXT = 128
 
 
-def model_folder(name: str) -> str:
-    """Return where a model's files are: a run's final/ folder, or the folder or Hub name itself.
-
-    Raises:
-        SystemExit: a path at which no model lies.
-    """
-    path = Path(name)
-    if (path / "final" / "config.json").is_file():
-        return str(path / "final")
-    if (path / "config.json").is_file():
-        return name
-    if path.is_dir():
-        raise SystemExit(
-            f"init_from is {name!r}, which holds no model (no config.json, no final/config.json); a run that was "
-            "stopped has one once it is resumed and ends."
-        )
-    if path.is_absolute() or name.count("/") != 1 or name.startswith("."):
-        raise SystemExit(f"init_from is {name!r}: no such folder. Name a run, a model's folder, or a model on the Hub.")
-    return name
+def start_of(name: str) -> str:
+    """Return where the model is that training starts from; SystemExit where there is none."""
+    try:
+        return str(model_folder(name))
+    except FileNotFoundError as problem:
+        raise SystemExit(f"init_from: {problem}.") from problem
 
 
 def build_processor(arguments: DataArguments, model: ModelArguments, texts: list[str], seed: int) -> SyncMaskProcessor:
@@ -54,7 +40,7 @@ def build_processor(arguments: DataArguments, model: ModelArguments, texts: list
     The tokenizer is the one that is named, or is trained on the train split's texts.
     """
     if model.init_from is not None:
-        return SyncMaskProcessor.from_pretrained(model_folder(model.init_from))
+        return SyncMaskProcessor.from_pretrained(start_of(model.init_from))
     if arguments.tokenizer is None:
         tokenizer = train_tokenizer(
             texts, vocab_size=arguments.vocab_size, seed=seed, max_length=arguments.max_text_length
@@ -81,7 +67,7 @@ def build_model(
         kind: the class that is trained. arguments: what of. processor: gives image size and vocabulary.
     """
     if arguments.init_from is not None:
-        model = kind.from_pretrained(model_folder(arguments.init_from), dtype=torch.float32, **more)
+        model = kind.from_pretrained(start_of(arguments.init_from), dtype=torch.float32, **more)
     else:
         preset = {"tiny": SyncMaskConfig.tiny, "small": SyncMaskConfig.small, "base": SyncMaskConfig.base}
         tokenizer = processor.tokenizer

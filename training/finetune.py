@@ -22,7 +22,7 @@ from syncmask import (
 from syncmask.evaluation.loading import find_run
 
 from .arguments import DataArguments, TrainArguments
-from .build import build_contrast, build_model, build_processor, model_folder
+from .build import build_contrast, build_model, build_processor, start_of
 from .data import pair_data, side_of, train_data
 from .launch import launch
 from .parsing import load_arguments
@@ -63,7 +63,7 @@ def read_arguments(task: str, words: list[str]) -> TrainArguments:
     start = arguments.model.init_from
     if start is None:
         return arguments
-    side = side_of(SyncMaskProcessor.from_pretrained(model_folder(start)))
+    side = side_of(SyncMaskProcessor.from_pretrained(start_of(start)))
     named = arguments.data.corpus != DataArguments().corpus or any(
         word.partition("=")[0] == "--corpus" for word in words
     )
