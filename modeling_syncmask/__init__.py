@@ -17,6 +17,8 @@ _HOMES = {
     "SyncMaskForImageTextRetrieval": "syncmask.modeling_retrieval",
     "SyncMaskForComposedImageRetrieval": "syncmask.modeling_composed",
     "SyncMaskForImageTextClassification": "syncmask.modeling_classification",
+    "SyncMaskRetrievalPipeline": "syncmask.pipeline_syncmask",
+    "SyncMaskComposedRetrievalPipeline": "syncmask.pipeline_syncmask",
     "SyncMaskImageProcessor": "syncmask.processing.processing_syncmask",
     "SyncMaskProcessor": "syncmask.processing.processing_syncmask",
 }
@@ -36,9 +38,10 @@ def __dir__() -> list[str]:
 
 
 def register_auto_classes() -> None:
-    """Let transformers' Auto classes find these classes.
+    """Let transformers' Auto classes find these classes, and its `pipeline` the tasks of retrieval.
 
-    There is none for composed retrieval: its model is loaded by its own class, and AutoModel gives the base model.
+    There is no Auto class for composed retrieval: its model is loaded by its own class, and AutoModel gives the base
+    model.
     """
     from transformers import (
         AutoConfig,
@@ -49,6 +52,7 @@ def register_auto_classes() -> None:
         AutoModelForZeroShotImageClassification,
         AutoProcessor,
     )
+    from transformers.pipelines import PIPELINE_REGISTRY
 
     from syncmask.configuration_syncmask import (
         SyncMaskConfig,
@@ -59,6 +63,7 @@ def register_auto_classes() -> None:
     from syncmask.modeling_pretraining import SyncMaskForPreTraining
     from syncmask.modeling_retrieval import SyncMaskForImageTextRetrieval
     from syncmask.modeling_syncmask import SyncMaskModel
+    from syncmask.pipeline_syncmask import SyncMaskComposedRetrievalPipeline, SyncMaskRetrievalPipeline
     from syncmask.processing.processing_syncmask import SyncMaskImageProcessor, SyncMaskProcessor
 
     for config in (SyncMaskConfig, SyncMaskFusionEncoderConfig, SyncMaskMimDecoderConfig):
@@ -69,6 +74,11 @@ def register_auto_classes() -> None:
     AutoModelForImageClassification.register(SyncMaskConfig, SyncMaskForImageTextClassification, exist_ok=True)
     AutoImageProcessor.register(SyncMaskConfig, image_processor_classes={"pil": SyncMaskImageProcessor}, exist_ok=True)
     AutoProcessor.register(SyncMaskConfig, SyncMaskProcessor, exist_ok=True)
+    for kind in (SyncMaskRetrievalPipeline, SyncMaskComposedRetrievalPipeline):
+        if kind.registered_task not in PIPELINE_REGISTRY.supported_tasks:
+            PIPELINE_REGISTRY.register_pipeline(
+                kind.registered_task, pipeline_class=kind, pt_model=kind.auto_model, type="multimodal"
+            )
 
 
 def _is_own_program() -> bool:

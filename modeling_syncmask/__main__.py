@@ -10,6 +10,9 @@ COMMANDS = {
     "evaluate": ("syncmask.evaluation.cli", "Score a checkpoint by a named protocol."),
     "compare": ("syncmask.evaluation.cli", "Tell whether two results differ."),
     "report": ("syncmask.evaluation.cli", "Rebuild a run's report."),
+    "export": ("syncmask.retrieval.cli", "Write a model as ONNX, with a client that needs no torch."),
+    "explain": ("syncmask.retrieval.cli", "Show why a photo and a text go together."),
+    "app": ("syncmask.retrieval.cli", "Search a catalogue in the browser."),
 }
 
 

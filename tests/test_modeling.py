@@ -1,6 +1,5 @@
 import copy
-import os
-import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -305,10 +304,9 @@ def _half(step, rank):
     }
 
 
-def _one_process_of_two(rank, port, model, step, with_ids, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _one_process_of_two(rank, meeting, model, step, with_ids, results):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(minutes=3))
     assert dist.get_world_size() == 2
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     mine = _half(step, rank)
@@ -332,11 +330,8 @@ def test_two_processes_equal_one(tiny_model, step, with_ids, tmp_path):
     step["negative_image_index"] = torch.tensor([1, 0, 1, -1])
     step["negative_text_index"] = torch.tensor([1, -1, 1, 0])
     step["text_mask"][1, 1] = True
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    results = tmp_path / "results.pt"
-    mp.spawn(_one_process_of_two, (port, tiny_model, step, with_ids, results), nprocs=2)
+    meeting, results = (tmp_path / "meeting").as_uri(), tmp_path / "results.pt"
+    mp.spawn(_one_process_of_two, (meeting, tiny_model, step, with_ids, results), nprocs=2)
     two = torch.load(results)
 
     if not with_ids:
