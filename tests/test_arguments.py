@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from syncmask.training.arguments import (
+    OBJECTIVES,
     DataArguments,
     PretrainingArguments,
     RunArguments,
@@ -161,11 +162,23 @@ def test_packaged_configs_load_and_their_first_line_is_the_command():
     import importlib.resources
 
     assert {"quickstart", "small_real", "base"} <= set(config_names())
-    for name in config_names():
-        assert load_arguments(["--config", name]).run.run_name == name
-        path = importlib.resources.files("syncmask.training").joinpath("configs", f"{name}.yaml")
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        assert first.startswith("# ") and f"--config {name}" in first
+    for task in OBJECTIVES:
+        for name in config_names(task):
+            assert load_arguments(["--config", name], task).run.run_name == name
+            path = importlib.resources.files("syncmask.training").joinpath("configs", f"{name}.yaml")
+            first = path.read_text(encoding="utf-8").splitlines()[0]
+            option = f"--config {name}" if task == "pretraining" else f"--task {name}"
+            assert first.startswith("# ") and option in first
+    assert [config_names(task) for task in ("retrieval", "composed", "classification")] == [
+        ["retrieval"], ["composed"], ["classification"]
+    ]  # fmt: skip
+
+
+def test_every_task_has_unique_field_names_with_help():
+    for task in OBJECTIVES:
+        fields = [item for kind in sections_of(task).values() for item in dataclasses.fields(kind)]
+        assert len({item.name for item in fields}) == len(fields)
+        assert all(len(item.metadata["help"]) > 15 for item in fields)
 
 
 def test_help_shows_every_field_its_choices_and_its_default(capsys):

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from .arguments import TrainArguments, sections_of
+from .arguments import OBJECTIVES, TrainArguments, sections_of
 from .fields import convert, default_of, metavar, nearest
 
 # A saved config.yaml tells under this key what made it (versions, fingerprint, command); it is no setting.
@@ -25,10 +25,11 @@ DESCRIPTIONS = {
 }
 
 
-def config_names() -> list[str]:
-    """Return the names of the configs that come with the package, such as `quickstart`."""
+def config_names(task: str = "pretraining") -> list[str]:
+    """Return the names of the configs that come with the package: of a head its own, else such as `quickstart`."""
     folder = importlib.resources.files("syncmask.training").joinpath("configs")
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    names = sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return [name for name in names if (name == task if name in OBJECTIVES else task == "pretraining")]
 
 
 def load_arguments(
@@ -64,7 +65,7 @@ def load_arguments(
     options = vars(given)
     config = options.pop("config", config)
     try:
-        read = read_config(config, sections) if config else {}
+        read = read_config(config, task) if config else {}
         values = {name: (defaults or {}).get(name, {}) | read.get(name, {}) for name in sections}
         for name, kind in sections.items():
             types_of = typing.get_type_hints(kind)
@@ -85,7 +86,7 @@ def build_parser(task: str) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    known = ", ".join(config_names())
+    known = ", ".join(config_names(task))
     parser.add_argument("--config", metavar="NAME_OR_FILE", help=f"settings in YAML: a file, or one of {known}")
     for name, kind in sections_of(task).items():
         group = parser.add_argument_group(name, kind.__doc__.splitlines()[0])
@@ -130,10 +131,11 @@ def refuse_unknown(parser: argparse.ArgumentParser, word: str) -> NoReturn:
     parser.error(f"unknown option {word.partition('=')[0]}{nearest(word.partition('=')[0], known)}")
 
 
-def read_config(name_or_file: str, sections: dict[str, type]) -> dict[str, dict[str, Any]]:
+def read_config(name_or_file: str, task: str) -> dict[str, dict[str, Any]]:
     """Read a YAML config into {section: {field: value}}, types converted; ValueError for unknown keys."""
+    sections = sections_of(task)
     try:
-        loaded = yaml.safe_load(config_text(name_or_file)) or {}
+        loaded = yaml.safe_load(config_text(name_or_file, config_names(task))) or {}
     except yaml.YAMLError as problem:
         raise ValueError(f"{name_or_file} is no valid YAML: {problem}") from problem
     if not isinstance(loaded, dict):
@@ -151,11 +153,10 @@ def read_config(name_or_file: str, sections: dict[str, type]) -> dict[str, dict[
     return values
 
 
-def config_text(name_or_file: str) -> str:
-    """Return the text of a file, or of the packaged config of that name."""
+def config_text(name_or_file: str, names: list[str]) -> str:
+    """Return the text of a file, or of the packaged config of that name, one of `names`."""
     if Path(name_or_file).is_file():
         return Path(name_or_file).read_text(encoding="utf-8")
-    names = config_names()
     if name_or_file not in names:
         hint = nearest(name_or_file, names)
         raise ValueError(f"config {name_or_file!r} is neither a file nor one of {', '.join(names)}{hint}")
