@@ -4,7 +4,17 @@ from pathlib import Path
 
 from setuptools import setup
 
-ROOMS = ["processing", "evaluation", "training"]
+EXTRAS = {
+    "fashiongen": ["h5py>=3.16"],
+    "search": ["lancedb>=0.40"],
+    "app": ["lancedb>=0.40", "gradio>=6.31"],
+    "export": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"],
+    "openvino": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32", "openvino>=2026.4"],
+}
+# Nothing is skipped for want of a package, so the tests need all of them.
+TEST = ["pytest>=9.2", "playwright>=1.65", *sorted({package for extra in EXTRAS.values() for package in extra})]
+
+ROOMS = ["processing", "evaluation", "training", "retrieval"]
 
 setup(
     name="syncmask",
@@ -31,7 +41,7 @@ setup(
         "evaluate>=0.4.6",
         "huggingface_hub>=2.4,<3",
         "safetensors>=0.8",
-        "pillow>=13.0",
+        "pillow>=12.0",
         "imagehash>=4.3.2",
         "numpy>=2.4",
         "scipy>=1.17",
@@ -40,11 +50,7 @@ setup(
         "typer>=0.29",
         "tqdm>=4.70",
     ],
-    extras_require={
-        "fashiongen": ["h5py>=3.16"],
-        "test": ["pytest>=9.2", "h5py>=3.16"],
-        "dev": ["pytest>=9.2", "h5py>=3.16", "ruff>=0.17", "pre-commit>=4.0"],
-    },
+    extras_require={**EXTRAS, "test": TEST, "dev": [*TEST, "ruff>=0.17", "pre-commit>=4.0"]},
     entry_points={"console_scripts": ["syncmask = syncmask.__main__:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -109,9 +109,7 @@ def model_folder(name: str | Path) -> Path | str:
             "stopped one goes on with --resume), a model's folder, or a model's name on the Hub"
         )
     if path.is_absolute() or len(path.parts) > 2 or str(name).startswith("."):
-        raise FileNotFoundError(
-            f"there is no folder {path}; give a run, a model's folder, or a name on the Hub"
-        )
+        raise FileNotFoundError(f"there is no folder {path}; give a run, a model's folder, or a name on the Hub")
     return str(name)
 
 

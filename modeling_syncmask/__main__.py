@@ -10,9 +10,11 @@ COMMANDS = {
     "evaluate": ("syncmask.evaluation.cli", "Score a checkpoint by a named protocol."),
     "compare": ("syncmask.evaluation.cli", "Tell whether two results differ."),
     "report": ("syncmask.evaluation.cli", "Rebuild a run's report."),
-    "export": ("syncmask.retrieval.cli", "Write a model as ONNX, with a client that needs no torch."),
+    "index": ("syncmask.retrieval.cli", "Bring a catalogue to what a folder of photos holds."),
+    "search": ("syncmask.retrieval.cli", "Search a catalogue by words, a photo, or both."),
     "explain": ("syncmask.retrieval.cli", "Show why a photo and a text go together."),
     "app": ("syncmask.retrieval.cli", "Search a catalogue in the browser."),
+    "export": ("syncmask.retrieval.cli", "Write a model as ONNX, with a client that needs no torch."),
 }
 
 

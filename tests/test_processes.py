@@ -57,7 +57,9 @@ class TwoProcesses(Trainer):
         super().fit()
         rank = self.accelerator.process_index
         (self.folder.path.parent / f"slices_{rank}.json").write_text(json.dumps(self.slices))
-        save_file(dict(self.task.teacher.model.named_parameters()), self.folder.path.parent / f"teacher_{rank}.safetensors")
+        save_file(
+            dict(self.task.teacher.model.named_parameters()), self.folder.path.parent / f"teacher_{rank}.safetensors"
+        )
 
     def train_step(self, batch):
         self.slices.append(batch["row_ids"].tolist())

@@ -507,7 +507,7 @@ def test_an_incomplete_checkpoint_is_not_taken(run, tmp_path):
     loaded = load_checkpoint(copy)
     assert loaded.teacher is loaded.model
     shutil.rmtree(copy / "final")
-    with pytest.raises(FileNotFoundError, match="no final model"):
+    with pytest.raises(FileNotFoundError, match="neither a model"):
         load_checkpoint(copy)
 
 

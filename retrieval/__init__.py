@@ -1,0 +1,1 @@
+"""A trained model at work: encoder, catalogue, search, export, explanations, web page."""
