@@ -25,6 +25,8 @@ def prepare(
     if old.revision == encoder.revision:
         return Report(unchanged=store.table(old.table).count_rows())
     new = table_name(encoder.revision)
+    if old.previous == new:  # what is left from before the last switch is of use again, so nobody may clear it away
+        store.set_state({"previous": ""}, only_if=("previous", new))
     store.create_table(new, _schema_for(store.table(old.table).schema, encoder.dim))
     return _copy(store, old, new, encoder, batch_size, on_commit, share)
 

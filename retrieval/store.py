@@ -176,9 +176,10 @@ class Store:
     def clear(self, keep: datetime.timedelta) -> None:
         """Drop the table before the last switch, and versions that are older than `keep`."""
         state = self.state()
-        if state.previous and state.previous in self.tables():
-            self.db.drop_table(state.previous)
-        self.set_state({"previous": ""}, only_if=("previous", state.previous))
+        if state.previous:
+            if state.previous in self.tables():
+                self.db.drop_table(state.previous)
+            self.set_state({"previous": ""}, only_if=("previous", state.previous))
         self.db.open_table(ABOUT).optimize(cleanup_older_than=keep)
 
 

@@ -101,6 +101,69 @@ def pairs():
     }
 
 
+@pytest.fixture(scope="session")
+def make_encoder(processor):
+    """The function that makes an encoder over a tiny model of some class; a seed more is another revision."""
+    from syncmask import SyncMaskConfig, SyncMaskForImageTextRetrieval
+    from syncmask.retrieval.encoder import Encoder
+
+    def make(seed=0, kind=SyncMaskForImageTextRetrieval, **overrides):
+        ids = {"vocab_size": len(processor.tokenizer), "mask_token_id": processor.tokenizer.mask_token_id}
+        torch.manual_seed(seed)
+        model = kind(SyncMaskConfig.tiny(image_size=32, **ids, **overrides))
+        with torch.no_grad():
+            for parameter in model.parameters():  # far from their start, so that vectors point in many directions
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        return Encoder(model, processor, device="cpu")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def encoder(make_encoder):
+    """An encoder with a matching head."""
+    return make_encoder()
+
+
+@pytest.fixture(scope="session")
+def other(make_encoder):
+    """An encoder of another revision, with shorter vectors."""
+    return make_encoder(1, projection_dim=16)
+
+
+@pytest.fixture
+def files(garments, tmp_path):
+    """Rows for a catalogue: twelve photos of a few items as files."""
+    rows = []
+    for place in range(12):
+        row, path = garments[place], tmp_path / "photos" / f"{place:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        row["image"].save(path)
+        columns = {"category": row["category"], "price": place + 0.5}
+        rows.append({"image": path, "item_id": row["item_id"], "text": row["text"], **columns})
+    return rows
+
+
+@pytest.fixture
+def shop(tmp_path, encoder):
+    """An empty catalogue."""
+    from syncmask.retrieval.catalogue import Catalogue
+
+    return Catalogue.open(tmp_path / "shop", encoder, create=True)
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """Photos that went through an image tower, by call."""
+    from syncmask.retrieval.encoder import Encoder
+
+    calls, real = [], Encoder._image_embeds
+    monkeypatch.setattr(
+        Encoder, "_image_embeds", lambda self, photos: (calls.append(len(photos)), real(self, photos))[1]
+    )
+    return calls
+
+
 # What the readers' tests and the end-to-end test are fed with, as fixtures that give the functions: test modules cannot
 # import from one another.
 

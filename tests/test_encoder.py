@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from syncmask import (
-    SyncMaskConfig,
     SyncMaskForComposedImageRetrieval,
     SyncMaskForImageTextRetrieval,
     SyncMaskForPreTraining,
@@ -19,21 +18,6 @@ from syncmask import (
 from syncmask.evaluation.loading import model_folder
 from syncmask.processing.processing_syncmask import SyncMaskImageProcessor
 from syncmask.retrieval.encoder import Encoder
-
-
-def build(kind, processor, seed=0):
-    ids = {"vocab_size": len(processor.tokenizer), "mask_token_id": processor.tokenizer.mask_token_id}
-    torch.manual_seed(seed)
-    model = kind(SyncMaskConfig.tiny(image_size=32, **ids)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
-
-
-@pytest.fixture(scope="module")
-def encoder(processor):
-    return Encoder(build(SyncMaskForImageTextRetrieval, processor), processor, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +69,8 @@ def test_arrays_and_nothing(encoder, photos):
     assert encoder.match([], []).shape == (0,)
 
 
-def test_composed_queries_come_from_the_query_head(processor, photos):
-    encoder = Encoder(build(SyncMaskForComposedImageRetrieval, processor), processor, device="cpu")
+def test_composed_queries_come_from_the_query_head(make_encoder, processor, photos):
+    encoder = make_encoder(kind=SyncMaskForComposedImageRetrieval)
     found = encoder.encode_composed(photos, TEXTS, batch_size=2)
     for row, (photo, text) in enumerate(zip(photos, TEXTS)):
         with torch.no_grad():
@@ -153,8 +137,8 @@ def test_cut_texts_are_named(encoder):
 # ------------------------------------------------------------------------------------------------------ revision
 
 
-def test_the_revision_is_that_of_towers_and_preprocessing(processor, tmp_path):
-    model = build(SyncMaskForPreTraining, processor)
+def test_the_revision_is_that_of_towers_and_preprocessing(make_encoder, processor, tmp_path):
+    model = make_encoder(kind=SyncMaskForPreTraining).model
     first = Encoder(model, processor, device="cpu")
     before = first.revision
     # A call leaves its padding and cutting in the tokenizer.
@@ -172,8 +156,8 @@ def test_the_revision_is_that_of_towers_and_preprocessing(processor, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["vision_model", "vision_projection", "text_model", "text_projection"])
-def test_any_weight_of_a_tower_makes_a_new_revision(processor, name):
-    model = build(SyncMaskForImageTextRetrieval, processor)
+def test_any_weight_of_a_tower_makes_a_new_revision(make_encoder, processor, name):
+    model = make_encoder().model
     before = Encoder(model, processor, device="cpu").revision
     last = list(getattr(model.syncmask, name).parameters())[-1]
     last.data.view(-1)[0] += 1e-3

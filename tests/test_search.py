@@ -10,10 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from syncmask import SyncMaskConfig, SyncMaskForImageTextRetrieval
 from syncmask.retrieval import vectors
 from syncmask.retrieval.catalogue import Catalogue
-from syncmask.retrieval.encoder import Encoder
 from syncmask.retrieval.filters import filter_expression, filterable, parse_filter
 from syncmask.retrieval.sheet import html_sheet, picture_sheet, save_sheet
 from syncmask.retrieval.vectors import ExactScan
@@ -237,17 +235,6 @@ def test_strings_are_parsed_at_the_first_operator():
 
 
 # ------------------------------------------------------------------------------------------------------------ search
-
-
-@pytest.fixture(scope="module")
-def encoder(processor):
-    torch.manual_seed(0)
-    ids = {"vocab_size": len(processor.tokenizer), "mask_token_id": processor.tokenizer.mask_token_id}
-    model = SyncMaskForImageTextRetrieval(SyncMaskConfig.tiny(image_size=32, **ids))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return Encoder(model, processor, device="cpu")
 
 
 @pytest.fixture(scope="module")
