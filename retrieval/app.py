@@ -129,7 +129,8 @@ def _connect_search(catalogue: Catalogue, question: list, go: gr.Button, outputs
         pictures = gr.update(value=gallery(found), selected_index=None)
         return summary(found), pictures, found, gr.update(visible=False)
 
-    gr.on([go.click, question[0].submit], search, question, outputs, **ALONE)
+    # A question that comes while another is being answered is answered too: Gradio would drop it.
+    gr.on([go.click, question[0].submit], search, question, outputs, trigger_mode="always_last", **ALONE)
 
 
 def _connect_reasons(catalogue, hits, found, chosen, explained, side, word, text, panel) -> None:

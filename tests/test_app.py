@@ -282,7 +282,8 @@ def test_a_script_in_a_text_is_shown_and_not_run(visit, garments):
     visit.page.wait_for_selector("#hits .thumbnail-item img")
     visit.page.locator("#more button").first.click()
     visit.page.locator("#k input[type=number]").fill("20")
-    visit.page.locator("#k input[type=number]").press("Enter")
+    visit.page.locator("#k input[type=number]").press("Tab")  # the slider takes the number when the focus leaves
+    visit.page.wait_for_function("document.querySelector('#k input[type=range]').value == 20")
     visit.search(f"{SCRIPT} hat")
     visit.page.wait_for_function("document.querySelectorAll('#hits .thumbnail-item').length == 20")
     captions = visit.page.locator("#hits .caption-label").all_inner_texts()
