@@ -79,7 +79,7 @@ def _run(loaded: Loaded, request: Request) -> Result:
     if request.protocol.startswith("fashioniq"):
         return _fashioniq(loaded, request)
     splits = run_corpus(loaded, request.corpus, request.variants)
-    return _on_split(loaded, request, splits, _split(splits, request.split))
+    return _on_split(loaded, request, splits, choose_split(splits, request.split))
 
 
 def _check_options(request: Request) -> None:
@@ -151,7 +151,8 @@ def _fashioniq(loaded: Loaded, request: Request) -> Result:
     return fashioniq(request.protocol.value, loaded.model, loaded.processor, data, **options)
 
 
-def _split(splits, wanted: str | None) -> str:
+def choose_split(splits, wanted: str | None) -> str:
+    """The split that is wanted, else test, else validation; ValueError where the corpus has no such split."""
     chosen = wanted or ("test" if "test" in splits else "validation")
     if chosen not in splits:
         raise ValueError(f"the corpus has no split {chosen!r}; it has {', '.join(splits)}: --split SPLIT")

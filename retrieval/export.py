@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from syncmask.evaluation.result import aligned
+from syncmask.evaluation.running import choose_split
 from syncmask.processing.corpus import load_corpus
 
 from .encoder import Encoder
@@ -93,10 +94,7 @@ def check_rows(source: str, split: str | None = None):
         ValueError: the corpus has no such split.
     """
     splits = load_corpus(source)
-    split = split or ("test" if "test" in splits else "validation")
-    if split not in splits:
-        raise ValueError(f"{source} has no split {split!r}; it has {', '.join(splits)}: --split SPLIT")
-    return splits[split]
+    return splits[choose_split(splits, split)]
 
 
 def sizes_table(out: Path, description: dict) -> str:

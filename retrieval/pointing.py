@@ -19,7 +19,7 @@ from syncmask.evaluation.loading import load_checkpoint
 from syncmask.evaluation.metrics import Metric, bootstrap_ratio
 from syncmask.evaluation.protocols import describe_corpus, sample_items
 from syncmask.evaluation.result import Result, candidates_sha256
-from syncmask.evaluation.running import own_corpus, run_corpus
+from syncmask.evaluation.running import choose_split, own_corpus, run_corpus
 from syncmask.masks import valid_words
 from syncmask.processing.corpus import CorpusIndex
 
@@ -191,9 +191,7 @@ def pointing_of(
         raise ValueError(f"{type(encoder.model).__name__} has no matching head, so no gradient to weight heatmaps by")
     loaded = load_checkpoint(name_or_run)
     splits = run_corpus(loaded, corpus)
-    split = split or ("test" if "test" in splits else "validation")
-    if split not in splits:
-        raise ValueError(f"the corpus has no split {split!r}; it has {', '.join(splits)}: --split SPLIT")
+    split = choose_split(splits, split)
     about = {"corpus_name": corpus or own_corpus(loaded), "split": split}
     result = pointing(
         encoder.model, encoder.processor, splits[split], layer=layer, max_rows=max_rows, seed=seed, **about

@@ -1,19 +1,10 @@
-"""After training: the final folder and the summary that is printed."""
-
-from pathlib import Path
+"""After training: the summary that is printed."""
 
 import numpy as np
 
 from syncmask.evaluation.result import Result
 
 from .trainer import Trainer
-
-
-def save_final(trainer: Trainer) -> Path:
-    """Write what users load."""
-    final = trainer.folder.path / "final"
-    trainer.task.save_final(trainer.student, final)
-    return final
 
 
 def write_summary(trainer: Trainer, corpus, results: dict[str, Result], minutes: float):

@@ -22,7 +22,7 @@ from syncmask.processing.corpus import corpus_of_run, fingerprint
 
 from .arguments import TrainArguments
 from .faults import RunStopped, explain, report
-from .finish import save_final, write_summary
+from .finish import write_summary
 from .optim import make_optimizer, make_schedule
 from .parsing import save_config
 from .processes import on_main
@@ -77,7 +77,7 @@ def run(arguments: TrainArguments, build: Build, command: str):
     trainer.fit()
     part(trainer)
     if accelerator.is_main_process:
-        save_final(trainer)
+        task.save_final(trainer.student, folder.path / "final")
         results = {}
         if arguments.run.evaluate:
             results = task.evaluate(folder.path, trainer.student.eval(), corpus, arguments.data.corpus)
