@@ -223,9 +223,26 @@ class Visit:
         self.page.locator("#go").click()
 
     def choose(self, condition: str) -> None:
-        self.page.locator("#filters input").fill(condition)
-        for key in ("Enter", "Tab"):  # the list of choices closes when the focus leaves
-            self.page.locator("#filters input").press(key)
+        chosen = self.page.locator("#filters .token").filter(has_text=condition)
+        for _ in range(20):
+            self.page.locator("#filters input").fill(condition)
+            for key in ("Enter", "Tab"):  # the list of choices closes when the focus leaves
+                self.page.locator("#filters input").press(key)
+            self.page.wait_for_timeout(300)
+            if chosen.count():
+                return
+        raise AssertionError(f"the filter {condition!r} was not taken")
+
+    def ask_for(self, count: int) -> None:
+        """Type how many results are wanted, again where an answer that came in between reset the field."""
+        number, slider = (self.page.locator(f"#k input[type={kind}]") for kind in ("number", "range"))
+        for _ in range(20):
+            number.fill(str(count))
+            number.press("Tab")  # the slider takes the number when the focus leaves
+            self.page.wait_for_timeout(500)
+            if slider.input_value() == number.input_value() == str(count):
+                return
+        raise AssertionError(f"the slider shows {slider.input_value()}, not {count}")
 
     def hosts(self) -> set[str]:
         return {url.split("/")[2].split(":")[0] for url in self.requests if url.startswith(("http", "ws"))}
@@ -281,9 +298,7 @@ def test_a_script_in_a_text_is_shown_and_not_run(visit, garments):
     visit.search(SCRIPT)
     visit.page.wait_for_selector("#hits .thumbnail-item img")
     visit.page.locator("#more button").first.click()
-    visit.page.locator("#k input[type=number]").fill("20")
-    visit.page.locator("#k input[type=number]").press("Tab")  # the slider takes the number when the focus leaves
-    visit.page.wait_for_function("document.querySelector('#k input[type=range]').value == 20")
+    visit.ask_for(20)
     visit.search(f"{SCRIPT} hat")
     visit.page.wait_for_function("document.querySelectorAll('#hits .thumbnail-item').length == 20")
     captions = visit.page.locator("#hits .caption-label").all_inner_texts()
