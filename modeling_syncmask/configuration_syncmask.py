@@ -90,8 +90,8 @@ class SyncMaskConfig(PreTrainedConfig):
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
-        "fusion_encoder_config": SyncMaskFusionEncoderConfig,
-        "mim_decoder_config": SyncMaskMimDecoderConfig,
+        "fusion_encoder_config": SubConfigSpec(config_class=SyncMaskFusionEncoderConfig),
+        "mim_decoder_config": SubConfigSpec(config_class=SyncMaskMimDecoderConfig),
     }
 
     vision_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -233,24 +233,24 @@ def _preset(cls, vision: dict, text: dict, fusion_layers: int, decoder: dict, ov
     }
     fields = {
         "vision_config": {
-            **_layers(vision),
+            **layer_sizes(vision),
             "model_type": "vit",
             "image_size": vision["image_size"],
             "patch_size": vision["patch_size"],
         },
         "text_config": {
-            **_layers(text),
+            **layer_sizes(text),
             "model_type": "bert",
             **_dropout(text),
             "type_vocab_size": 1,
             **text_fields,
         },
         "fusion_encoder_config": {
-            **_layers({**text, "layers": fusion_layers}),
+            **layer_sizes({**text, "layers": fusion_layers}),
             "hidden_dropout_prob": text["dropout"],
         },
         "mim_decoder_config": {
-            **_layers(decoder),
+            **layer_sizes(decoder),
             "hidden_dropout_prob": text["dropout"],
         },
     }
@@ -264,7 +264,8 @@ def _preset(cls, vision: dict, text: dict, fusion_layers: int, decoder: dict, ov
     return cls(**fields, **overrides)
 
 
-def _layers(tower: dict) -> dict:
+def layer_sizes(tower: dict) -> dict:
+    """Spell out layers of a width: {"layers", "width", "heads"} -> the fields that BERT's and ViT's configs share."""
     return {
         "hidden_size": tower["width"],
         "num_hidden_layers": tower["layers"],

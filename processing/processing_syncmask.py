@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling, load_image
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 REMOTE = ("http://", "https://", "data:image/")
 
@@ -221,6 +221,15 @@ class SyncMaskImageProcessor(PilBackend):
 
 
 # ------------------------------------------------------------------------------------------ processor
+class SyncMaskProcessorKwargs(ProcessingKwargs, total=False):
+    """Defaults of a call, in the form that every transformers of the supported range reads."""
+
+    _defaults = {
+        "text_kwargs": {"padding": True, "truncation": True, "return_token_type_ids": False, "return_tensors": "pt"},
+        "images_kwargs": {"return_tensors": "pt"},
+    }
+
+
 class SyncMaskProcessor(ProcessorMixin):
     """Photos and texts to the model's inputs.
 
@@ -238,13 +247,7 @@ class SyncMaskProcessor(ProcessorMixin):
         ValueError: no input, an empty list, an unreadable photo, texts that are no strings.
     """
 
-    text_kwargs = {
-        "padding": True,
-        "truncation": True,
-        "return_token_type_ids": False,
-        "return_tensors": "pt",
-    }
-    images_kwargs = {"return_tensors": "pt"}
+    valid_processor_kwargs = SyncMaskProcessorKwargs
 
     def __init__(self, image_processor, tokenizer, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)

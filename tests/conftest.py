@@ -19,6 +19,17 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def checkpoint_activations():
+    """Switch activation checkpointing on, under its name of this transformers or of an earlier one."""
+
+    def switch_on(model):
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        getattr(model, next(name for name in names if hasattr(model, name)))()
+
+    return switch_on
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     """Tests neither fill nor read the user's cache of datasets."""

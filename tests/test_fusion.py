@@ -132,13 +132,13 @@ def test_padding_changes_nothing(encoder, mask, implementation):
         close(fused[row, :length], alone[0])
 
 
-def test_gradient_checkpointing_gives_equal_gradients(encoder, mask):
+def test_gradient_checkpointing_gives_equal_gradients(encoder, mask, checkpoint_activations):
     texts, images = normal(3, 7, 32), normal(3, 6, 32, seed=1)
     encoder.train()
     gradients = []
     for checkpointed in (False, True):
         if checkpointed:
-            encoder.activation_checkpointing_enable()
+            checkpoint_activations(encoder)
             assert all(layer.gradient_checkpointing for layer in encoder.layers)
         encoder.zero_grad()
         leaf = images.clone().requires_grad_()
@@ -220,12 +220,12 @@ def test_decoder_reads_the_text_but_not_its_padding(decoder, decoded):
     assert not torch.allclose(decoder(kept, keep, hidden, texts.flip(0), mask.flip(0)), plain, atol=1e-3)
 
 
-def test_decoder_gradient_checkpointing(decoder, decoded):
+def test_decoder_gradient_checkpointing(decoder, decoded, checkpoint_activations):
     decoder.train()
     gradients = []
     for checkpointed in (False, True):
         if checkpointed:
-            decoder.activation_checkpointing_enable()
+            checkpoint_activations(decoder)
         decoder.zero_grad()
         decoder(*decoded).square().mean().backward()
         gradients.append([parameter.grad.clone() for parameter in decoder.parameters()])

@@ -531,13 +531,13 @@ def test_a_batch_equals_its_rows_alone(tiny_model, inputs):
             torch.testing.assert_close(alone[name][0], whole[name][row, :length], atol=1e-5, rtol=1e-4)
 
 
-def test_gradient_checkpointing_trains_the_same(case):
+def test_gradient_checkpointing_trains_the_same(case, checkpoint_activations):
     model, inputs = case
     model.train()
     gradients = []
     for checkpointed in (False, True):
         if checkpointed:
-            model.activation_checkpointing_enable()
+            checkpoint_activations(model)
             assert model.is_gradient_checkpointing
         model.zero_grad()
         output = model(**inputs)

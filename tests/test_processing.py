@@ -272,7 +272,7 @@ def test_batch(local_processor, photo):
     [
         ({}, "at least one input"),
         ({"text": []}, "empty list of texts"),
-        ({"text": [None]}, "string"),
+        ({"text": [None]}, r"strings|`str`"),
         ({"images": []}, "empty list of images"),
         ({"return_word_ids": True}, "needs text"),
     ],
