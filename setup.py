@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import setup
 
 EXTRAS = {
+    "lora": ["peft>=0.21"],
     "fashiongen": ["h5py>=3.16"],
     "search": ["lancedb>=0.40"],
     "app": ["lancedb>=0.40", "gradio>=6.31"],
@@ -14,7 +15,7 @@ EXTRAS = {
 # Nothing is skipped for want of a package, so the tests need all of them.
 TEST = ["pytest>=9.2", "playwright>=1.65", *sorted({package for extra in EXTRAS.values() for package in extra})]
 
-ROOMS = ["processing", "evaluation", "training", "retrieval"]
+ROOMS = ["processing", "evaluation", "training", "retrieval", "hub_cards"]
 
 setup(
     name="syncmask",
@@ -32,10 +33,11 @@ setup(
         "syncmask": ["py.typed"],
         "syncmask.evaluation": ["evaluate_modules/*/*.py"],
         "syncmask.training": ["configs/*.yaml"],
+        "syncmask.hub_cards": ["templates/*.md"],
     },
     install_requires=[
         "torch>=2.13",
-        "transformers>=5.23,<6",
+        "transformers>=5.20,<6",
         "accelerate>=1.15",
         "datasets>=5.2",
         "evaluate>=0.4.6",
@@ -46,6 +48,7 @@ setup(
         "numpy>=2.4",
         "scipy>=1.17",
         "matplotlib>=3.11",
+        "jinja2>=3.1",
         "pyyaml>=6.0",
         "typer>=0.29",
         "tqdm>=4.70",

@@ -81,21 +81,18 @@ def compare(
 def report(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     corpus: Annotated[str | None, typer.Option(help="any corpus source; none = the run's own")] = None,
-    split: Annotated[str, typer.Option(help="split that the pictures are of")] = "test",
+    split: Annotated[str | None, typer.Option(help="split that is shown; none = test, else validation")] = None,
 ) -> None:
     """Rebuild report/index.html of a run from its records, results and final model."""
     from .loading import load_checkpoint
+    from .reporting import report_run
     from .running import run_corpus
-    from .showcase import report_run
 
     if not (run / "config.yaml").is_file():
         raise typer.BadParameter(f"{run} is no run folder: it has no config.yaml", param_hint="RUN")
     loaded = _or_exit(load_checkpoint, run)
     splits = _or_exit(run_corpus, loaded, corpus)
-    strategy = loaded.settings.get("objective", {}).get("mask_strategy", "attention")
-    path = report_run(
-        run, loaded.teacher, loaded.processor, splits[split], strategy, word_means=loaded.word_means.get(strategy)
-    )
+    path = _or_exit(report_run, run, loaded, splits, split, corpus=corpus)
     typer.echo(f"written to {path}")
 
 

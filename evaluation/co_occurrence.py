@@ -212,7 +212,7 @@ def pointing_hits(
     """
     hits, counts = np.zeros((3, len(peaks))), np.zeros(len(peaks))
     for row, (peak, boxes) in enumerate(zip(peaks, regions, strict=True)):
-        maps = {tuple(box): _inside(box, grid, image_size) for box in boxes[: len(peak)] if len(box)}
+        maps = {tuple(box): region_patches(box, grid, image_size) for box in boxes[: len(peak)] if len(box)}
         named = [(word, tuple(boxes[word])) for word in range(len(peak)) if len(boxes[word])]
         for word, box in named:
             others = [other for other, other_box in named if other_box != box]
@@ -223,8 +223,8 @@ def pointing_hits(
     return hits, counts
 
 
-def _inside(box: Sequence[float], grid: tuple[int, int], image_size: int) -> np.ndarray:
-    """Patches (N,) bool of one region; the most covered one at least, so that small parts can be hit."""
+def region_patches(box: Sequence[float], grid: tuple[int, int], image_size: int) -> np.ndarray:
+    """Patches (N,) bool of a region [x0, y0, x1, y1] (pixels); the most covered one at least, for small parts."""
     cover = covered_share([box], grid, image_size).reshape(-1)
     return (cover >= min(COVERED, cover.max())) & (cover > 0)
 

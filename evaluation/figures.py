@@ -1,4 +1,4 @@
-"""Pictures of plain data: masks on photos and texts, search results, curves. No model, so each can be tested alone.
+"""Pictures of plain data: masks on photos and texts, search results. No model, so each can be tested alone.
 
 Blue = hidden and visible in this photo, orange = hidden though no eye could find it here (where ground truth is
 known), dark grey = hidden (where it is not). Blue and orange stay apart for colour-blind eyes too.
@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from syncmask.processing.processing_syncmask import split_words
@@ -302,42 +300,31 @@ def _cell(hit: Hit, size: int) -> Image.Image:
     return cell
 
 
-# ---------------------------------------------------------------------------------------------------------- curves
+# ---------------------------------------------------------------------------------------------------------- sheets
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One plot: named lines (x, y), an optional level to read them against, labels of the axes."""
-
-    title: str
-    lines: dict[str, tuple[Sequence[float], Sequence[float]]]
-    level: float | None = None
-    level_name: str = "chance"
-    x_label: str = "step"
-    y_label: str = ""
+def over(parts: Sequence[Image.Image], gap: int) -> Image.Image:
+    """Pictures below each other."""
+    size = max(part.width for part in parts), sum(part.height + gap for part in parts) - gap
+    sheet, y = Image.new("RGB", size, PAPER), 0
+    for part in parts:
+        sheet.paste(part, (0, y))
+        y += part.height + gap
+    return sheet
 
 
-def curves(panels: Sequence[Panel], width: float = 5.2, height: float = 3.5) -> Image.Image:
-    """Line plots side by side; where a panel has a chance level it is drawn dashed, from zero upwards."""
-    if not panels:
-        raise ValueError("curves needs at least one panel")
-    figure = Figure(figsize=(width * len(panels), height), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels):
-        _draw_panel(axes, panel)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+def beside(parts: Sequence[Image.Image], gap: int) -> Image.Image:
+    """Pictures side by side."""
+    size = sum(part.width + gap for part in parts) - gap, max(part.height for part in parts)
+    sheet, x = Image.new("RGB", size, PAPER), 0
+    for part in parts:
+        sheet.paste(part, (x, 0))
+        x += part.width + gap
+    return sheet
 
 
-def _draw_panel(axes, panel: Panel) -> None:
-    for name, (x, y) in panel.lines.items():
-        axes.plot(x, y, label=name, linewidth=1.8, marker="o" if len(x) < 25 else None, markersize=3.5)
-    if panel.level is not None:
-        axes.axhline(panel.level, color=GREY, linestyle="--", linewidth=1.2, label=panel.level_name)
-        axes.set_ylim(bottom=0)
-    axes.set_title(panel.title, fontsize=12, loc="left", fontweight="bold")
-    axes.set_xlabel(panel.x_label)
-    axes.set_ylabel(panel.y_label)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+def framed(body: Image.Image) -> Image.Image:
+    """A sheet with a white margin."""
+    sheet = Image.new("RGB", (body.width + 2 * MARGIN, body.height + 2 * MARGIN), PAPER)
+    sheet.paste(body, (MARGIN, MARGIN))
+    return sheet

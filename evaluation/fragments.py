@@ -11,59 +11,41 @@ import numpy as np
 from PIL import Image
 
 from .figures import Hit, MaskedPhoto, Search, enlarge, legend, masked_photo, word_styles
+from .plots import Panel, curves
 from .result import NOTE, Result, cell, counts, pivot
-from .typeset import STYLES
-
-STYLE = """
-:root { color-scheme: light; }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: #fff; color: #1b1b1b;
-  font: 16px/1.5 system-ui, "DejaVu Sans", sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1rem 0 .25rem; } p { margin: .4rem 0; max-width: 46rem; }
-.note { color: #5c5c5c; font-size: .9rem; }
-img { max-width: 100%; height: auto; display: block; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0; }
-th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
-td.figure { white-space: nowrap; font-variant-numeric: tabular-nums; }
-.interval { color: #5c5c5c; font-size: .85em; font-weight: 400; }
-table.findings td:nth-child(2) { font-weight: 700; white-space: nowrap; }
-.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem 1.5rem;
-  border-bottom: 1px solid #ddd; padding: 1rem 0; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
-.results { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .6rem;
-  margin: .4rem 0 1.4rem; }
-figure { margin: 0; } figure b { display: block; margin-bottom: .3rem; }
-figcaption { font-size: .9rem; margin-top: .3rem; }
-.row img { width: 100%; max-width: 18rem; } .results img { width: 100%; }
-.hit { border: 1px solid #c4c4c4; padding: 4px; } .hit.is-right { border: 4px solid #1a7f37; padding: 1px; }
-.is-right figcaption { color: #1a7f37; font-weight: 700; }
-mark { padding: 0 .15em; border-radius: .15em; } mark.unseen { padding: 0; }
-""" + "".join(
-    f"mark.{style} {{ background: {ground or 'none'}; color: {ink}; }}\n" for style, (ground, ink) in STYLES.items()
-)
+from .style import STYLE
 
 
-def page(title: str, sections: Iterable[tuple[str, str]]) -> str:
-    """A whole page from (heading, fragment) pairs; empty fragments are left out with their headings."""
-    body = "\n".join(f"<section>\n<h2>{escape(head)}</h2>\n{part}\n</section>" for head, part in sections if part)
+def page(title: str, sections: Iterable[tuple[str, str]], contents: bool = False) -> str:
+    """A whole page from (heading, fragment) pairs; empty fragments are left out with their headings.
+
+    Args:
+        title: of the page.
+        sections: escaped fragments under plain headings.
+        contents: put a table of contents before them.
+    """
+    kept = [(f"part-{place}", head, part) for place, (head, part) in enumerate(sections, 1) if part]
+    body = "\n".join(f'<section id="{name}">\n<h2>{escape(head)}</h2>\n{part}\n</section>' for name, head, part in kept)
+    links = "".join(f'<a href="#{name}">{escape(head)}</a>' for name, head, _ in kept) if contents else ""
+    links = f'<nav aria-label="contents">{links}</nav>\n' if links else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
+        f"<h1>{escape(title)}</h1>\n{links}{body}\n</body>\n</html>\n"
     )
 
 
 def image(picture: Image.Image, alt: str, *, photo: bool = False) -> str:
-    """An <img> with its bytes inside: JPEG for photos, PNG for drawings."""
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(
-        buffer, "JPEG" if photo else "PNG", **({"quality": 88} if photo else {"optimize": True})
-    )
+    """An <img> with its bytes inside: JPEG for photos, PNG for drawings (light on dark where the reader's page is)."""
+    buffer, picture = io.BytesIO(), picture.convert("RGB")
+    if photo:
+        picture.save(buffer, "JPEG", quality=88)
+    else:
+        picture.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     kind, data = ("jpeg" if photo else "png"), base64.b64encode(buffer.getvalue()).decode()
     return (
-        f'<img alt="{escape(alt)}" width="{picture.width}" height="{picture.height}" '
+        f'<img{"" if photo else " class=drawn"} alt="{escape(alt)}" width="{picture.width}" height="{picture.height}" '
         f'src="data:image/{kind};base64,{data}">'
     )
 
@@ -80,9 +62,14 @@ def mask_rows(pairs: Sequence[MaskedPhoto]) -> str:
     """The mask view as HTML: a row a pair, the ways of masking side by side (below each other on a phone)."""
     if not pairs:
         return ""
-    known = any(pair.visible is not None for pair in pairs)
-    key = " &nbsp; ".join(f'<mark class="{style}">word</mark> {meaning}' for style, meaning in legend(known).items())
-    return f'<p class="note">{key}</p>\n' + "\n".join(_mask_row(pair) for pair in pairs)
+    return word_key(any(pair.visible is not None for pair in pairs)) + "\n".join(_mask_row(pair) for pair in pairs)
+
+
+def word_key(known: bool, hidden: bool = False) -> str:
+    """What the colours of words mean; `known` = what is visible is known, `hidden` = hidden words alone are shown."""
+    meanings = {style: meaning for style, meaning in legend(known).items() if not hidden or style != "unseen"}
+    key = " &nbsp; ".join(f'<mark class="{style}">word</mark> {meaning}' for style, meaning in meanings.items())
+    return f'<p class="note">{key}</p>\n'
 
 
 def _mask_row(pair: MaskedPhoto) -> str:
@@ -90,7 +77,7 @@ def _mask_row(pair: MaskedPhoto) -> str:
     views = [("photo and text", enlarge(pair.photo), nothing)]
     views += [(masks.name, masked_photo(pair.photo, masks.patches), masks.words) for masks in pair.masks]
     figures = [
-        f"<figure><b>{escape(name)}</b>{image(picture, name, photo=True)}"
+        f"<figure><b>{escape(name)}</b>{image(picture, f'{name}: {pair.text}', photo=True)}"
         f"<figcaption>{words(pair.text, hidden, pair.visible)}</figcaption></figure>"
         for name, picture, hidden in views
     ]
@@ -122,7 +109,7 @@ def sample_rows(samples: Sequence[tuple[Image.Image, str]]) -> str:
         f"<figcaption>{escape(text)}</figcaption></figure>"
         for photo, text in samples
     ]
-    return f'<div class="row">{"".join(figures)}</div>' if figures else ""
+    return f'<div class="samples">{"".join(figures)}</div>' if figures else ""
 
 
 def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
@@ -142,10 +129,20 @@ def finding_table(rows: Sequence[tuple[str, str, str]]) -> str:
     return f'<div class="scroll"><table class="findings">{head}{body}</table></div>' if rows else ""
 
 
+def plots(panels: Sequence[Panel]) -> str:
+    """Plots side by side, below each other where the window is narrow."""
+    return pictures(image(curves([panel]), panel.words) for panel in panels)
+
+
 def pictures(images: Iterable[str]) -> str:
-    """Images side by side, below each other where the window is narrow."""
+    """Drawings side by side, below each other where the window is narrow."""
     parts = "".join(f"<div>{one}</div>" for one in images)
     return f'<div class="plots">{parts}</div>' if parts else ""
+
+
+def folded(summary: str, body: str) -> str:
+    """What most readers skip: a line that opens."""
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>" if body else ""
 
 
 def result_tables(result: Result | None, quantities: Sequence[str] | None = None) -> str:

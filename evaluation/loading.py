@@ -74,11 +74,11 @@ def load_checkpoint(path: str | Path) -> Loaded:
     head = _head(home)
     model = teacher = head.from_pretrained(home, dtype=torch.float32).eval()
     if own is not None:
-        _load_weights(model, own / MODEL)
+        _load_weights(model, own / MODEL, run)
     kept = _kept_teacher(own, run)
     if kept is not None:
         teacher = head.from_pretrained(home, dtype=torch.float32).eval()
-        _load_weights(teacher, kept)
+        _load_weights(teacher, kept, run)
     weights = (own or Path(home)) / MODEL
     about = {"path": str(path), "sha256": sha256(weights) if weights.exists() else ""}
     settings = _settings(run)
@@ -151,9 +151,29 @@ def _head(home: Path | str) -> type[Model]:
     )
 
 
-def _load_weights(model: Model, file: Path) -> None:
-    """Strict but for tied weights, which a file may hold once."""
-    missing, unexpected = model.load_state_dict(load_file(str(file)), strict=False)
+def merge_adapters(weights: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
+    """Undo low-rank adapters (LoRA), as peft names them: W + scale B A in place of W, B and A.
+
+    Args:
+        weights: by name. scale: alpha / rank.
+    """
+    merged = {}
+    for name, value in weights.items():
+        adapted, _, part = name.partition(".base_layer.")
+        if part == "weight":
+            down, up = (weights[f"{adapted}.lora_{kind}.default.weight"] for kind in "AB")
+            value = value + scale * up @ down
+        if ".lora_" not in name:
+            merged[name.replace(".base_layer.", ".")] = value
+    return merged
+
+
+def _load_weights(model: Model, file: Path, run: Path | None) -> None:
+    """Strict but for tied weights, which a file may hold once; a checkpoint's adapters are merged."""
+    weights, settings = load_file(str(file)), _settings(run).get("model", {})
+    if settings.get("lora_rank"):
+        weights = merge_adapters(weights, settings["lora_alpha"] / settings["lora_rank"])
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = set(model.all_tied_weights_keys)
     lost = [name for name in missing if name not in tied]
     if lost or unexpected:

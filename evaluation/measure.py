@@ -164,6 +164,47 @@ def measure_rows(
     return found
 
 
+@torch.no_grad()
+def hard_masks(
+    teacher,
+    batch: Mapping[str, torch.Tensor],
+    item_ids: np.ndarray,
+    strategy: str,
+    *,
+    word_means: WordScores | None = None,
+    instance_weight: float | None = None,
+    word_rate: float = 0.3,
+    patch_rate: float = 0.4,
+    layer: int | None = None,
+    others: int = 3,
+    seed: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, PairScores]:
+    """What the teacher would hide in one batch, at T = 0 and without a random share.
+
+    Args:
+        teacher: see `score_pairs`, as for batch, item_ids, layer, others and seed.
+        strategy: "attention" or "evidence"; "random" asks what attention would hide.
+        word_means: m[v]; None = the pair's own scores alone.
+        instance_weight: lambda; the strategy's default when None.
+        word_rate: share of the words.
+        patch_rate: share of the patches.
+
+    Returns:
+        words (B, W) bool, patches (B, N) bool, and the scores they follow from.
+    """
+    strategy = "attention" if strategy == "random" else strategy
+    pairs = score_pairs(teacher, batch, item_ids, [strategy], layer=layer, others=others, seed=seed)
+    scores = pairs.scores[strategy]
+    if word_means is not None:
+        weight = INSTANCE_WEIGHTS[strategy] if instance_weight is None else instance_weight
+        means = word_means.means(word_means.rows(batch["input_ids"], batch["word_ids"]))
+        everywhere = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+        scores = blend(scores, means, weight, everywhere, pairs.valid)
+    attended = patches_of_top_words(scores, pairs, word_rate)
+    patches = top(attended, torch.ones_like(attended, dtype=torch.bool), patch_rate)
+    return top(scores, pairs.valid, word_rate), patches, pairs
+
+
 def patches_of_top_words(word_scores: torch.Tensor, pairs: PairScores, rate: float = WORD_RATE) -> torch.Tensor:
     """Relative attention (B, N) of the hard top `rate` of words."""
     chosen = top(word_scores, pairs.valid, rate)
@@ -172,9 +213,14 @@ def patches_of_top_words(word_scores: torch.Tensor, pairs: PairScores, rate: flo
 
 def word_peaks(pairs: PairScores) -> torch.Tensor:
     """The patch (B, W) that each word looks at most, against what all words of its text look at."""
+    return relative_attention(pairs).argmax(dim=-1)
+
+
+def relative_attention(pairs: PairScores) -> torch.Tensor:
+    """Attention (B, W, N) of each word against the mean of its text's words: what all look at says nothing of one."""
     valid = pairs.valid.unsqueeze(-1)
     everybody = (pairs.attention * valid).sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1)
-    return (pairs.attention / everybody.clamp(min=EPSILON)).argmax(dim=-1)
+    return pairs.attention / everybody.clamp(min=EPSILON)
 
 
 def top(scores: torch.Tensor, valid: torch.Tensor, rate: float = PATCH_RATE) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from syncmask.processing.corpus import CorpusIndex, fingerprint
+from syncmask.processing.corpus import CorpusIndex, fingerprint, source_kind
 from syncmask.processing.garments import GarmentTruth
 
 from .candidates import Candidates
@@ -322,6 +322,7 @@ def describe_corpus(dataset, name: str, split: str, num_items: int) -> dict:
     """The `corpus` entry of a result."""
     return {
         "name": name,
+        "source": source_kind(name),
         "fingerprint": fingerprint(dataset),
         "split": split,
         "rows": len(dataset),

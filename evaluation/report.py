@@ -1,150 +1,93 @@
 """The report of a run, report/index.html: one file that explains itself, opens anywhere and asks no network.
 
-Takes plain data, so that it can be tested without a model; `showcase.py` makes the pictures from one.
+Takes `Part`s of plain data, so that it can be tested without a model; `showcase.py` makes them from one.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from PIL import Image
-
 from . import fragments
-from .figures import MaskedPhoto, Panel, Search, curves, mask_view, retrieval_sheet
-from .result import Result, cell, percent
+from .figures import MaskedPhoto, Search, mask_view, retrieval_sheet
+from .findings import explained, findings
+from .parts import Part
+from .result import Result
 
-LOSSES = {"itc": "ITC", "itm": "ITM", "mlm": "MLM", "mim": "MIM"}
-
-
-@dataclass
-class Report:
-    """What a report shows; a part that is empty is left out.
-
-    Attributes:
-        title: of the page, such as the run's name.
-        summary: sentences under the title.
-        results: by protocol.
-        history: the lines of metrics.jsonl.
-        masks: photos with their masks, synchronised and random.
-        searches: queries with their best results.
-        samples: photos and texts of the corpus.
-        settings: sections of settings, as in config.yaml.
-    """
-
-    title: str
-    summary: Sequence[str] = ()
-    results: Mapping[str, Result] = field(default_factory=dict)
-    history: Sequence[Mapping] = ()
-    masks: Sequence[MaskedPhoto] = ()
-    searches: Sequence[Search] = ()
-    samples: Sequence[tuple[Image.Image, str]] = ()
-    settings: Mapping = field(default_factory=dict)
+ABSENT = "What is not here"
 
 
-def write_report(run: str | Path, report: Report) -> Path:
-    """Writes report/index.html, and beside it masks.png, retrieval.png and curves.png where there is something to show.
+def write_report(run: str | Path, title: str, parts: Sequence[Part]) -> Path:
+    """Writes report/index.html and beside it a PNG of each picture, for slides; PNGs of an older report are removed.
+
+    Args:
+        run: the run's folder.
+        title: of the page.
+        parts: in order; those without a body are left out, and a last line says which and why.
 
     Returns:
         The path of index.html.
     """
     folder = Path(run) / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    panels = history_panels(report.history, report.results.get("items"))
-    pictures = {}
-    if panels:
-        pictures["curves"] = curves(panels)
-    if report.masks:
-        pictures["masks"] = mask_view(report.masks)
-    if report.searches:
-        pictures["retrieval"] = retrieval_sheet(report.searches, _caption(report.results.get("items")))
-    for name, picture in pictures.items():
-        picture.save(folder / f"{name}.png")
+    for old in folder.glob("*.png"):
+        old.unlink()
+    for part in parts:
+        for name, picture in part.pictures.items():
+            picture.save(folder / f"{name}.png", optimize=True)
+    sections = [(part.title, _section(part)) for part in parts]
+    page = fragments.page(title, [*sections, (ABSENT, absent(parts))], contents=True)
     path = folder / "index.html"
-    path.write_text(fragments.page(report.title, _sections(report, panels)), encoding="utf-8")
+    partial = path.with_suffix(".partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
     return path
 
 
-def _sections(report: Report, panels: Sequence[Panel]) -> list[tuple[str, str]]:
-    items, co_occurrence = report.results.get("items"), report.results.get("co-occurrence")
-    summary = "".join(f"<p>{escape(sentence)}</p>" for sentence in report.summary)
-    learned = fragments.finding_table(findings(report.results))
-    plots = fragments.pictures(fragments.image(curves([panel]), panel.title) for panel in panels)
-    masks = fragments.mask_rows(report.masks)
-    searches = fragments.search_rows(report.searches)
-    if masks:
-        masks = f'<p class="note">Items that were not trained on. Dimmed patches are hidden.</p>{masks}'
-    if searches:
-        searches = f'<p class="note">{escape(_caption(items))} Numbers are cosines.</p>{searches}'
-    return [
-        ("What was learned", summary + learned),
-        ("Over training", plots),
-        ("What the masks hide", masks),
-        ("Finding photos by text", searches),
-        ("The corpus", fragments.sample_rows(report.samples)),
-        ("Retrieval", fragments.result_tables(items)),
-        (
-            "Masks against the truth",
-            fragments.result_tables(co_occurrence, ("words", "patches", "pointing", "text_gap")),
-        ),
-        ("False negatives in batches", fragments.result_tables(co_occurrence, ("false_negatives",))),
-        ("Settings", "".join(fragments.table(rows, (name, "")) for name, rows in setting_rows(report.settings))),
-    ]
+def _section(part: Part) -> str:
+    note = f'<p class="lead">{escape(part.note)}</p>' if part.note and part.body else ""
+    return note + part.body if part.body else ""
 
 
-# -------------------------------------------------------------------------------------------------------- findings
+def absent(parts: Sequence[Part]) -> str:
+    """One line that says what is missing and why; empty where nothing is."""
+    lines = [f"{part.title}: {part.missing}" for part in parts if part.missing]
+    return f'<p class="note">{escape("; ".join(lines))}.</p>' if lines else ""
 
 
-def findings(results: Mapping[str, Result]) -> list[tuple[str, str, str]]:
-    """The figures that a reader wants first: (what, this model, what to read it against)."""
-    rows = []
-    items, masks = results.get("items"), results.get("co-occurrence")
-    if items:
-        for way, name in (("image_to_text", "photo finds its text"), ("text_to_image", "text finds a photo")):
-            chance = {f"{way}/recall@10/chance": "by chance"}
-            for score in ("itc", "itm"):
-                label = f"{name}, among the first 10 ({score.upper()})"
-                rows.append(_finding(items, label, f"{way}/recall@10/{score}", chance))
-    if masks:
-        rows += [row for strategy in ("attention", "evidence") for row in _mask_findings(masks, strategy)]
-        pointing = {"pointing/hit/other_word": "for another word's map", "pointing/hit/random": "at random"}
-        rows.append(_finding(masks, "a word's attention peaks on its own part", "pointing/hit/own_word", pointing))
-        rows.append(
-            _finding(masks, "another item's text raises the MIM error by", "text_gap/relative_rise/truth_masks", {})
-        )
-        rule_1 = {"false_negatives/pairs/rule_1": "without rule 2", "false_negatives/pairs/random": "in random batches"}
-        rows.append(_finding(masks, "false negatives in batches", "false_negatives/pairs/rules_1_2", rule_1))
-    return [row for row in rows if row is not None]
+# ------------------------------------------------------------------------------------------------------------ parts
 
 
-def _mask_findings(result: Result, strategy: str) -> list[tuple[str, str, str] | None]:
-    words = {"words/precision/random": "at random", "words/precision/blind": "by the word alone"}
-    views = {"words/item_auc/random": "blind to the photo"}
-    patches = {
-        "patches/precision/random": "at random",
-        "patches/precision/centre": "in the centre",
-        "patches/precision/contrast": "by contrast alone",
-    }
-    return [
-        _finding(result, f"hidden words that this photo shows ({strategy})", f"words/precision/{strategy}", words),
-        _finding(
-            result, f"a view that shows a word scores it higher ({strategy})", f"words/item_auc/{strategy}", views
-        ),
-        _finding(result, f"hidden patches on named parts ({strategy})", f"patches/precision/{strategy}", patches),
-    ]
+def findings_part(results: Mapping[str, Result], summary: Sequence[str] = ()) -> Part:
+    """What was learned, each figure beside what it must be read against."""
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in summary)
+    rows = findings(results)
+    table = fragments.finding_table(rows)
+    if not table:
+        return Part("What was learned", body=said, missing="no protocol was run (--no-evaluate); see syncmask evaluate")
+    terms = "; ".join(["In %, with 95 % intervals in brackets, on items that were not trained on", *explained(rows)])
+    return Part("What was learned", body=f'{said}{table}<p class="note">{escape(terms)}.</p>')
 
 
-def _finding(result: Result, label: str, name: str, against: Mapping[str, str]) -> tuple[str, str, str] | None:
-    """One line, or None where the result lacks the metric."""
-    if name not in result.metrics or math.isnan(result.value(name)):
-        return None
-    known = {other: what for other, what in against.items() if other in result.metrics}
-    beside = ", ".join(f"{percent(result.value(other))} {what}" for other, what in known.items())
-    return label, cell(result.metrics[name]), beside
+def masks_part(masks: Sequence[MaskedPhoto]) -> Part:
+    """What the trained teacher hides, beside random masks."""
+    if not masks:
+        return Part("What the masks hide", missing="this model masks nothing, as only pretraining does")
+    note = (
+        "What the trained teacher would hide on items that were not trained on, beside as many words and patches drawn "
+        "at random; dimmed patches are hidden."
+    )
+    return Part("What the masks hide", note, fragments.mask_rows(masks), {"masks": mask_view(masks)})
+
+
+def searches_part(searches: Sequence[Search], items: Result | None) -> Part:
+    """Texts with the photos that they find."""
+    note = _caption(items)
+    body = fragments.search_rows(searches)
+    return Part(
+        "Finding photos by text", f"{note} Numbers are cosines.", body, {"retrieval": retrieval_sheet(searches, note)}
+    )
 
 
 def _caption(items: Result | None) -> str:
@@ -159,42 +102,23 @@ def _caption(items: Result | None) -> str:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- curves
+def figures_part(results: Mapping[str, Result]) -> Part:
+    """Every figure of every protocol, folded away."""
+    body = "".join(
+        fragments.folded(f"{name} ({_subject(result)})", fragments.result_tables(result))
+        for name, result in results.items()
+    )
+    return Part("All figures", "Every figure of every protocol that was run; open what you need." if body else "", body)
 
 
-def history_panels(history: Sequence[Mapping], items: Result | None = None) -> list[Panel]:
-    """Lines of metrics.jsonl -> the losses by step, and the recall of the validation split against chance."""
-    train = [line for line in history if line.get("split") == "train"]
-    losses = {name: _line(train, key) for key, name in LOSSES.items()}
-    losses = {name: line for name, line in losses.items() if len(line[0]) > 1}
-    panels = [Panel("Training losses", losses, y_label="loss")] if losses else []
-    tested = [line for line in history if line.get("split") == "validation"]
-    names = {
-        f"{way}/recall@10/itc": name
-        for way, name in (("image_to_text", "photo to text"), ("text_to_image", "text to photo"))
-    }
-    recalls = {name: _line(tested, key, 100) for key, name in names.items()}
-    recalls = {name: line for name, line in recalls.items() if len(line[0])}
-    if recalls:
-        chance = _line(tested, "image_to_text/recall@10/chance", 100)[1]
-        level = chance[-1] if chance else None
-        panels.append(Panel("Recall@10 on unseen items", recalls, level=level, y_label="%"))
-    return panels
+def _subject(result: Result) -> str:
+    return ", ".join(str(result.corpus[key]) for key in ("name", "split") if key in result.corpus)
 
 
-def _line(lines: Sequence[Mapping], key: str, scale: float = 1.0) -> tuple[list[float], list[float]]:
-    points = [(line["step"], scale * line[key]) for line in lines if line.get(key) is not None]
-    return [x for x, _ in points], [y for _, y in points]
-
-
-# ---------------------------------------------------------------------------------------------------- run folder
-
-
-def read_history(run: str | Path) -> list[dict]:
-    """The lines of metrics.jsonl; one cut short by a kill is left out, no file gives none."""
-    path = Path(run) / "metrics.jsonl"
-    complete = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.exists() else ""
-    return [json.loads(line) for line in complete.splitlines() if line.strip()]
+def settings_part(settings: Mapping) -> Part:
+    """config.yaml, folded away."""
+    body = "".join(fragments.folded(name, fragments.table(rows)) for name, rows in setting_rows(settings))
+    return Part("Settings", body=body)
 
 
 def read_results(run: str | Path) -> dict[str, Result]:

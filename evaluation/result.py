@@ -19,6 +19,7 @@ from .metrics import Metric
 from .outcomes import Outcomes
 
 SCHEMA = ("protocol", "version", "corpus", "model", "metrics", "candidates_sha256", "command", "versions")
+SEAL = "seal"
 NOTE = "In %, with 95 % bootstrap intervals over the n queries, rows, items or batches that were measured."
 
 
@@ -55,10 +56,11 @@ class Result:
         return self.metrics[name]["value"]
 
     def content(self) -> dict:
-        """What the JSON file holds; a metric that could not be measured has null for a value."""
+        """What the JSON file holds, sealed; a metric that could not be measured has null for a value."""
         content = {name: getattr(self, name) for name in SCHEMA}
         content["metrics"] = {name: _jsonable(metric) for name, metric in self.metrics.items()}
-        return content | ({"queries_sha256": self.queries_sha256} if self.queries_sha256 else {})
+        content |= {"queries_sha256": self.queries_sha256} if self.queries_sha256 else {}
+        return content | {SEAL: seal_of(content)}
 
     def save(self, path: str | Path) -> Path:
         """Writes JSON to `path` (a file, or a folder that gets PROTOCOL.json), whole or not at all.
@@ -79,14 +81,11 @@ class Result:
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
-        """Reads what `save` wrote; a file of another schema raises a ValueError that says what is missing."""
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}; give a results/PROTOCOL.json") from error
-        missing = {"protocol", "version", "metrics"} - set(content if isinstance(content, dict) else ())
-        if missing:
-            raise ValueError(f"{path} is no result of a protocol: it lacks {sorted(missing)}")
+        """Reads what `save` wrote; a file of another schema raises a ValueError that says what is missing.
+
+        The seal is not looked at: `check_seal` does that for those who publish what they read.
+        """
+        content = read_content(path)
         known = {name: value for name, value in content.items() if name in (*SCHEMA, "queries_sha256")}
         known["metrics"] = {name: _measured(metric) for name, metric in known["metrics"].items()}
         return cls(**known)
@@ -103,6 +102,42 @@ class Result:
     def _subject(self) -> str:
         parts = [f"{key} {self.corpus[key]}" for key in ("name", "split", "rows", "items") if key in self.corpus]
         return (": " if parts else "") + ", ".join(parts)
+
+
+def read_content(path: str | Path) -> dict:
+    """The JSON of a result's file; ValueError where it is none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}; give a results/PROTOCOL.json") from error
+    missing = {"protocol", "version", "metrics"} - set(content if isinstance(content, dict) else ())
+    if missing:
+        raise ValueError(f"{path} is no result of a protocol: it lacks {sorted(missing)}")
+    return content
+
+
+def seal_of(content: dict) -> str:
+    """The sha256 of all that a result's file says but its seal, whatever the order of keys and the white space.
+
+    It shows that figures were written by a protocol and not by hand; it is no signature, and stops no forger.
+    """
+    plain = {name: value for name, value in content.items() if name != SEAL}
+    plain = json.loads(json.dumps(plain, allow_nan=False))  # Keys and tuples as a file would give them back.
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_seal(path: str | Path) -> None:
+    """Raises a ValueError unless the file says what a protocol wrote into it."""
+    content = read_content(path)
+    seen, wanted = content.get(SEAL), seal_of(content)
+    again = f"measure again: `syncmask evaluate RUN --protocol {content['protocol']}`"
+    if seen is None:
+        raise ValueError(f"{path} has no seal (an earlier version of syncmask wrote it); {again}")
+    if seen != wanted:
+        raise ValueError(
+            f"{path} was changed after it was measured: its seal is {str(seen)[:12]}..., its content gives "
+            f"{wanted[:12]}...; {again}"
+        )
 
 
 def beside(path: str | Path, what: str) -> Path:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import yaml
+from datasets import Dataset
 
-from syncmask.masks import ChoiceRule, blend, choose
+from syncmask.masks import ChoiceRule, choose
 from syncmask.processing.corpus import CorpusIndex
 from syncmask.word_scores import WordScores
 
 from .embedding import Embedder, batches, photos
 from .figures import Hit, MaskedPhoto, Masks, Search
-from .measure import INSTANCE_WEIGHTS, patches_of_top_words, score_pairs, top
+from .measure import hard_masks
 from .metrics import ranks
-from .report import Report, read_history, read_results, write_report
 
 RANDOM = "random, as many"
 
@@ -54,18 +53,21 @@ def mask_photos(
     """
     strategy = "attention" if strategy == "random" else strategy
     batch = next(batches(processor, dataset, np.asarray(rows), len(rows), model.device))
-    item_ids = CorpusIndex.from_dataset(dataset).item_ids[np.asarray(rows)]
-    pairs = score_pairs(model, batch, item_ids, [strategy], layer=layer, seed=seed)
-    scores = pairs.scores[strategy]
-    if word_means is not None:
-        weight = INSTANCE_WEIGHTS[strategy] if instance_weight is None else instance_weight
-        means = word_means.means(word_means.rows(batch["input_ids"], batch["word_ids"]))
-        everywhere = torch.ones(len(rows), dtype=torch.bool, device=scores.device)
-        scores = blend(scores, means, weight, everywhere, pairs.valid)
-    attended = patches_of_top_words(scores, pairs, word_rate)
-    every = torch.ones_like(attended, dtype=torch.bool)
+    words, patches, pairs = hard_masks(
+        model,
+        batch,
+        CorpusIndex.from_dataset(dataset).item_ids[np.asarray(rows)],
+        strategy,
+        word_means=word_means,
+        instance_weight=instance_weight,
+        word_rate=word_rate,
+        patch_rate=patch_rate,
+        layer=layer,
+        seed=seed,
+    )
+    every = torch.ones_like(patches)
     ways = {
-        f"synchronised ({strategy})": (top(scores, pairs.valid, word_rate), top(attended, every, patch_rate)),
+        f"synchronised ({strategy})": (words, patches),
         RANDOM: tuple(_random_masks((pairs.valid, every), (word_rate, patch_rate), seed)),
     }
     return _masked_photos(dataset, rows, pairs.valid, ways, model.syncmask.grid)
@@ -99,35 +101,29 @@ def _masked_photos(dataset, rows, valid, ways: dict, grid: tuple[int, int]) -> l
     ]
 
 
-def text_searches(
-    model,
-    processor,
-    dataset,
-    *,
-    count: int = 6,
-    hits: int = 5,
-    max_rows: int = 2000,
-    batch_size: int = 128,
-    seed: int = 0,
-) -> list[Search]:
-    """A seeded sample of the corpus's texts, each with the photos that are nearest by cosine.
+@dataclass(frozen=True)
+class Gallery:
+    """Rows of a corpus with the features of their photos (rows, D) and distinct texts (texts, D)."""
 
-    Args:
-        model: a `SyncMaskForPreTraining` in eval mode.
-        processor: its `SyncMaskProcessor`.
-        dataset: rows of a corpus, the gallery.
-        count: how many texts.
-        hits: how many photos each.
-        max_rows: the gallery's photos, at most (the first ones).
-        batch_size: of the passes.
-        seed: of the sample.
-    """
-    gallery = dataset.select(range(min(max_rows, len(dataset))))
-    index = CorpusIndex.from_dataset(gallery)
-    embedder = Embedder(model, processor, gallery, index, batch_size=batch_size)
-    rng = np.random.default_rng(seed)
+    rows: Dataset
+    index: CorpusIndex
+    image_feats: np.ndarray
+    text_feats: np.ndarray
+
+    @classmethod
+    def of(cls, model, processor, dataset, *, max_rows: int = 2000, batch_size: int = 128) -> Gallery:
+        """Embeds the first `max_rows` photos and their texts."""
+        rows = dataset.select(range(min(max_rows, len(dataset))))
+        index = CorpusIndex.from_dataset(rows)
+        embedder = Embedder(model, processor, rows, index, batch_size=batch_size)
+        return cls(rows, index, embedder.image_feats(), embedder.text_feats())
+
+
+def text_searches(gallery: Gallery, *, count: int = 6, hits: int = 5, seed: int = 0) -> list[Search]:
+    """A seeded sample of the gallery's texts, each with the `hits` photos that are nearest by cosine."""
+    rng, index = np.random.default_rng(seed), gallery.index
     texts = rng.choice(len(index.texts), size=min(count, len(index.texts)), replace=False)
-    scores = embedder.text_feats()[texts] @ embedder.image_feats().T
+    scores = gallery.text_feats[texts] @ gallery.image_feats.T
     right = index.text_ids == texts[:, None]
     best = np.argsort(-scores, axis=1, kind="stable")[:, :hits]
     return [
@@ -136,7 +132,7 @@ def text_searches(
             rank=int(rank),
             hits=[
                 Hit(score=float(scores[place, row]), right=bool(right[place, row]), photo=photo)
-                for row, photo in zip(best[place], photos(gallery, best[place]))
+                for row, photo in zip(best[place], photos(gallery.rows, best[place]))
             ],
         )
         for place, (text, rank) in enumerate(zip(texts, ranks(scores, right)))
@@ -155,47 +151,3 @@ def spread_rows(dataset, count: int, seed: int = 0) -> np.ndarray:
     order = np.random.default_rng(seed).permutation(len(item_ids))
     firsts = np.unique(item_ids[order], return_index=True)[1]
     return order[np.sort(firsts)[:count]]
-
-
-def report_run(run, model, processor, dataset, strategy: str, *, word_means=None, summary=(), seed: int = 0) -> Path:
-    """Writes the report of a run folder: what it recorded, and pictures of `model` on `dataset` (unseen items).
-
-    Args:
-        run: the run's folder, with metrics.jsonl, results/ and config.yaml.
-        model: the teacher (masks are its), a `SyncMaskForPreTraining` in eval mode.
-        processor: its `SyncMaskProcessor`.
-        dataset: rows of unseen items.
-        strategy: that the run masked by.
-        word_means: m[v] of that strategy.
-        summary: sentences for the top.
-        seed: of the samples.
-    """
-    run = Path(run)
-    settings = (
-        yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) if (run / "config.yaml").exists() else {}
-    )
-    objective = settings.get("objective", {})
-    masks = mask_photos(
-        model,
-        processor,
-        dataset,
-        spread_rows(dataset, 6, seed),
-        strategy=strategy,
-        word_means=word_means,
-        instance_weight=objective.get("mask_instance_weight"),
-        word_rate=objective.get("word_mask_rate", 0.3),
-        patch_rate=objective.get("patch_mask_rate", 0.4),
-        layer=objective.get("mask_layer"),
-        seed=seed,
-    )
-    content = Report(
-        title=f"SyncMask run: {run.resolve().name}",
-        summary=summary,
-        results=read_results(run),
-        history=read_history(run),
-        masks=masks,
-        searches=text_searches(model, processor, dataset, seed=seed),
-        samples=sample_photos(dataset, seed=seed),
-        settings=settings,
-    )
-    return write_report(run, content)

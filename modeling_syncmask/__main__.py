@@ -15,6 +15,8 @@ COMMANDS = {
     "explain": ("syncmask.retrieval.cli", "Show why a photo and a text go together."),
     "app": ("syncmask.retrieval.cli", "Search a catalogue in the browser."),
     "export": ("syncmask.retrieval.cli", "Write a model as ONNX, with a client that needs no torch."),
+    "publish": ("syncmask.hub_cards.cli", "Publish a run on the Hub, checked first."),
+    "card": ("syncmask.hub_cards.cli", "Write the card of a run or a corpus."),
 }
 
 

@@ -108,6 +108,10 @@ class SyncMaskConfig(PreTrainedConfig):
     classifier_dropout: float | int = 0.1
 
     def __post_init__(self, **kwargs):
+        # In the installed package, which has registered its pipelines: transformers would ask to trust a repository's
+        # copy of them. As remote code this file has another name, and the copy is needed.
+        if __name__.startswith("syncmask."):
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         for encoder, tower in (
             (self.fusion_encoder_config, self.vision_config),

@@ -73,13 +73,25 @@ def itm_loss(logits: torch.Tensor, is_match: torch.Tensor, valid: torch.Tensor) 
     return (losses * valid).sum() / valid.sum().clamp(min=1)
 
 
-def mlm_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def mlm_loss(
+    logits: torch.Tensor, targets: torch.Tensor, teacher_logits: torch.Tensor | None = None, weight: float = 0.0
+) -> torch.Tensor:
     """Masked language modeling: mean cross-entropy over the hidden tokens; 0 when there is none.
+
+    With a teacher the targets are (1 - weight) x the true token + weight x the teacher's probabilities.
 
     Args:
         logits: (M, V) at the hidden tokens. targets: (M,), their true ids.
+        teacher_logits: (M, V) of the momentum teacher at the same tokens. weight: its share, in [0, 1].
+
+    Source: momentum distillation of ALBEF (section 3.4); off by default.
     """
-    return F.cross_entropy(logits.float(), targets, reduction="sum") / max(1, targets.numel())
+    logits, tokens = logits.float(), max(1, targets.numel())
+    hard = F.cross_entropy(logits, targets, reduction="sum") / tokens
+    if teacher_logits is None or weight == 0:
+        return hard
+    soft = F.cross_entropy(logits, teacher_logits.float().softmax(-1), reduction="sum") / tokens
+    return (1 - weight) * hard + weight * soft
 
 
 def mim_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

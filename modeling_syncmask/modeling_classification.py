@@ -7,6 +7,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_syncmask import SyncMaskConfig
+from .inputs import check_pairs, text_first
 from .losses import classification_loss
 from .modeling_syncmask import SyncMaskModel, SyncMaskPreTrainedModel
 from .outputs import SyncMaskForImageTextClassificationOutput
@@ -82,18 +83,19 @@ class SyncMaskForImageTextClassification(SyncMaskPreTrainedModel):
         """Classify photos with their texts, or either alone.
 
         Args:
-            pixel_values: (B, 3, S, S). input_ids, attention_mask: (B, L). One of the two sides may be left out.
+            pixel_values: (B, 3, S, S). input_ids, attention_mask: (B, L), padded on either side. Photos or texts may be
+                left out.
             labels: (B, S) int64, a column for each label set; -100 = unknown.
             drop_image, drop_text: (B,) bool, True = as if this row had no photo, no text.
             log_priors, class_weights: for each label set (C,), see `losses.classification_loss`.
 
         Raises:
-            ValueError: without photos and texts, or when labels, priors or weights do not fit the label sets.
+            ValueError: without photos and texts, where there are not as many of both, or when labels, priors or weights
+                do not fit the label sets.
         """
         self._check_sides(pixel_values, input_ids, drop_image, drop_text)
         self._check_labels(labels, log_priors, class_weights)
-        if input_ids is None:
-            attention_mask = None
+        attention_mask, input_ids = text_first(None if input_ids is None else attention_mask, input_ids)
         image_embeds, text_embeds = self._sides(pixel_values, input_ids, attention_mask, drop_image, drop_text)
         cls = self.dropout(self.syncmask.fuse_cls(text_embeds, attention_mask, image_embeds))
         logits = [classifier(cls) for classifier in self.classifiers]
@@ -129,6 +131,8 @@ class SyncMaskForImageTextClassification(SyncMaskPreTrainedModel):
             raise ValueError(f"{type(self).__name__} got neither pixel_values nor input_ids; give one or both.")
         if input_ids is None and drop_text is not None or pixel_values is None and drop_image is not None:
             raise ValueError("drop_image and drop_text are for a side that is given; leave out that of a missing side.")
+        if pixel_values is not None and input_ids is not None:
+            check_pairs(pixel_values, input_ids)
 
     def _check_labels(self, labels, log_priors, class_weights):
         sizes = {name: len(names) for name, names in self.config.label_sets.items()}
@@ -150,7 +154,7 @@ def _drop(embeds: torch.Tensor, drop: torch.Tensor | None, stand_in: torch.Tenso
     """
     if drop is None:
         drop = torch.zeros(embeds.shape[0], dtype=torch.bool, device=embeds.device)
-    return torch.where(drop[:, None, None], stand_in.to(embeds.dtype), embeds)
+    return torch.where(drop[:, None, None], stand_in.to(embeds), embeds)
 
 
 __all__ = ["SyncMaskForImageTextClassification"]

@@ -8,6 +8,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_syncmask import SyncMaskConfig
 from .gather import gather_rows, gather_with_gradient, own_rows
+from .inputs import check_pairs, text_first
 from .losses import composed_targets, itc_loss
 from .modeling_syncmask import SyncMaskModel, SyncMaskPreTrainedModel
 from .outputs import SyncMaskForComposedImageRetrievalOutput
@@ -71,7 +72,10 @@ class SyncMaskForComposedImageRetrieval(SyncMaskPreTrainedModel):
         """Return the unit-length queries as `pooler_output` (B, P) and fused [CLS] as `last_hidden_state` (B, 1, D).
 
         Args:
-            pixel_values: (B, 3, S, S), the reference photos. input_ids, attention_mask: (B, L).
+            pixel_values: (B, 3, S, S), the reference photos. input_ids, attention_mask: (B, L), padded on either side.
+
+        Raises:
+            ValueError: when there are not as many photos as texts.
         """
         query, _, fused_cls = self._query(pixel_values, input_ids, attention_mask)
         return BaseModelOutputWithPooling(last_hidden_state=fused_cls[:, None], pooler_output=query)
@@ -95,7 +99,7 @@ class SyncMaskForComposedImageRetrieval(SyncMaskPreTrainedModel):
                 anybody's when None.
 
         Raises:
-            ValueError: when ids are given without what they are of.
+            ValueError: when ids are given without what they are of, or there are not as many photos as texts.
         """
         _check_ids(target_pixel_values, target_ids, reference_ids)
         query, reference_feats, _ = self._query(pixel_values, input_ids, attention_mask)
@@ -104,12 +108,14 @@ class SyncMaskForComposedImageRetrieval(SyncMaskPreTrainedModel):
             image_feats = self.syncmask.project_image(self.syncmask.encode_image(target_pixel_values))
             candidates = torch.cat([image_feats, reference_feats])
             output.loss = self._contrast(query, image_feats, reference_feats, target_ids, reference_ids)
-            output.logits = query @ candidates.T / self.syncmask.temperature
+            output.logits = self.syncmask.compare(query, candidates)
             output.image_feats = image_feats
         return SyncMaskForComposedImageRetrievalOutput(**output)
 
     def _query(self, pixel_values, input_ids, attention_mask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries (B, P), reference features (B, P) and fused [CLS] (B, D)."""
+        check_pairs(pixel_values, input_ids)
+        attention_mask, input_ids = text_first(attention_mask, input_ids)
         image_embeds = self.syncmask.encode_image(pixel_values)
         text_embeds = self.syncmask.encode_text(input_ids, attention_mask)
         reference_feats = self.syncmask.project_image(image_embeds)

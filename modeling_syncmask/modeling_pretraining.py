@@ -7,6 +7,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_syncmask import SyncMaskConfig
 from .fusion import SyncMaskMimDecoder, take_positions
+from .inputs import check_pairs, text_first
 from .losses import mim_loss, mlm_loss
 from .masks import hidden_positions, split_patches
 from .modeling_pairs import FusionRows, SyncMaskPairModel, Teacher, check_together, negatives_itm_loss, with_negatives
@@ -122,24 +123,30 @@ class SyncMaskForPreTraining(SyncMaskPairModel):
         teacher_image_feats: torch.Tensor | None = None,
         teacher_text_feats: torch.Tensor | None = None,
         teacher_temperature: torch.Tensor | None = None,
+        teacher_mlm_logits: torch.Tensor | None = None,
         soft_target_weight: float = 0.0,
     ) -> SyncMaskForPreTrainingOutput:
         """Compute the objectives whose inputs are given.
 
         Args:
-            pixel_values: (B, 3, S, S). input_ids, attention_mask: (B, L), the unmasked text.
+            pixel_values: (B, 3, S, S). input_ids, attention_mask: (B, L), the unmasked text, padded on either side.
             item_ids, text_ids: (B,), what counts as the same item or text; every row its own when None.
             text_mask: (B, L) bool, True = hidden token. masked_input_ids: (B, L), the text with the hidden tokens
                 replaced; every hidden token becomes [MASK] when None.
             patch_mask: (B, N) bool, True = hidden patch, equally many in every row.
             negative_image_index, negative_text_index: (B,), a row of this slice that does not match; -1 = none.
             teacher_image_feats, teacher_text_feats: (B, P) of the momentum teacher. teacher_temperature: (1,).
-            soft_target_weight: share of the teacher in the ITC targets, in [0, 1].
+            teacher_mlm_logits: (M, V) of the momentum teacher at the M hidden tokens, row by row; None = hard targets.
+            soft_target_weight: share of the teacher in the targets of ITC, and of MLM where it is asked, in [0, 1].
         """
         check_together(negative_image_index=negative_image_index, negative_text_index=negative_text_index)
         teacher = Teacher(teacher_image_feats, teacher_text_feats, teacher_temperature, soft_target_weight)
+        check_pairs(pixel_values, input_ids)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        attention_mask, input_ids, text_mask, masked_input_ids = text_first(
+            attention_mask, input_ids, text_mask, masked_input_ids
+        )
         image_embeds = self.syncmask.encode_image(pixel_values)
         text_embeds = self.syncmask.encode_text(input_ids, attention_mask)
         output = SyncMaskForPreTrainingOutput(
@@ -156,7 +163,8 @@ class SyncMaskForPreTraining(SyncMaskPairModel):
         if match_rows is not None:
             output.itm_loss = negatives_itm_loss(output.itm_logits, negative_image_index, negative_text_index)
         if masked_rows is not None:
-            output.mlm_loss = mlm_loss(output.mlm_logits, input_ids[text_mask])
+            targets = input_ids[text_mask]
+            output.mlm_loss = mlm_loss(output.mlm_logits, targets, teacher_mlm_logits, soft_target_weight)
         if patch_mask is not None:
             output.mim_predictions = self.predict_patches(pixel_values, patch_mask, text_embeds, attention_mask)
             output.mim_loss = mim_loss(output.mim_predictions, self.hidden_patches(pixel_values, patch_mask))

@@ -5,6 +5,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_syncmask import SyncMaskConfig
+from .inputs import text_first
 from .modeling_pairs import SyncMaskPairModel, Teacher, check_together, negatives_itm_loss, with_negatives
 from .outputs import SyncMaskForImageTextRetrievalOutput
 
@@ -59,7 +60,7 @@ class SyncMaskForImageTextRetrieval(SyncMaskPairModel):
         """Compare all photos with all texts; where there are equally many, match them row by row.
 
         Args:
-            pixel_values: (Bi, 3, S, S). input_ids, attention_mask: (Bt, L).
+            pixel_values: (Bi, 3, S, S). input_ids, attention_mask: (Bt, L), padded on either side.
             token_type_ids: taken since stock pipelines hand on all that a tokenizer gives; a single text's are 0.
             item_ids, text_ids: (B,), what counts as the same item or text; every row its own when None.
             negative_image_index, negative_text_index: (B,), a row of this slice that does not match; -1 = none.
@@ -82,13 +83,14 @@ class SyncMaskForImageTextRetrieval(SyncMaskPairModel):
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        attention_mask, input_ids = text_first(attention_mask, input_ids)
         image_embeds = self.syncmask.encode_image(pixel_values)
         text_embeds = self.syncmask.encode_text(input_ids, attention_mask)
         output = SyncMaskForImageTextRetrievalOutput(
             image_feats=self.syncmask.project_image(image_embeds),
             text_feats=self.syncmask.project_text(text_embeds),
         )
-        output.logits_per_text = output.text_feats @ output.image_feats.T / self.syncmask.temperature
+        output.logits_per_text = self.syncmask.compare(output.text_feats, output.image_feats)
         output.logits_per_image = output.logits_per_text.T
         if negative_image_index is not None:
             rows = with_negatives(text_embeds, attention_mask, negative_image_index, negative_text_index)

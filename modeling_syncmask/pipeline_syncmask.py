@@ -98,7 +98,7 @@ class SyncMaskGalleryPipeline(Pipeline):
             type(self.processor): "AutoProcessor",
             type(self.processor.image_processor): "AutoImageProcessor",
         }
-        with _saved_with_code(parts):
+        with saved_with_code(parts):
             super().save_pretrained(save_directory, **kwargs)
             self.processor.save_pretrained(save_directory)
 
@@ -239,7 +239,7 @@ def _with_query_head(model):
 
 
 @contextmanager
-def _saved_with_code(parts: dict[type, str]) -> Iterator[None]:
+def saved_with_code(parts: dict[type, str]) -> Iterator[None]:
     """Let classes save their code, to be found by the named Auto classes, while the context lasts."""
     before = {kind: kind._auto_class for kind in parts}
     try:

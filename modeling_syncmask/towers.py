@@ -8,20 +8,42 @@ from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-# Tokens that a vision model puts before its patches. A family is added here once its kept-patch encoding is tested.
-PREFIX_TOKENS = {"vit": 1, "deit": 2}
+# Tokens that a vision model puts before its patches, DINOv2's registers apart. A family is added here once its
+# kept-patch encoding is tested.
+PREFIX_TOKENS = {
+    "vit": 1,
+    "deit": 2,
+    "clip_vision_model": 1,
+    "siglip_vision_model": 0,
+    "dinov2": 1,
+    "dinov2_with_registers": 1,
+}
+# Fields of families' configurations that switch on what would stay unused.
+SWITCHES = {"siglip_vision_model": "vision_use_head", "dinov2": "use_mask_token"}
 
 
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
-    """Build the transformers model of `config`, without a pooling layer where it has one (it would stay unused)."""
+    """Build the transformers model of `config` without the parts that would stay unused.
+
+    These are pooling layers and heads, and the mask token that DINOv2 was pretrained with; `config` says so afterwards,
+    where its family has a switch.
+    """
+    if config.model_type in SWITCHES:
+        setattr(config, SWITCHES[config.model_type], False)
     try:
-        return AutoModel.from_config(config, add_pooling_layer=False)
+        tower = AutoModel.from_config(config, add_pooling_layer=False)
     except TypeError:  # the family has no such layer to leave out
-        return AutoModel.from_config(config)
+        tower = AutoModel.from_config(config)
+    if config.model_type == "dinov2_with_registers":
+        # It has no switch: as a buffer that is not saved, the token is no parameter, and loading can still zero it.
+        mask_token = tower.embeddings.mask_token.detach()
+        del tower.embeddings.mask_token
+        tower.embeddings.register_buffer("mask_token", mask_token, persistent=False)
+    return tower
 
 
 def num_prefix_tokens(config: PreTrainedConfig) -> int:
-    """Return how many tokens stand before the patches.
+    """Return how many tokens stand before the patches: [CLS], if there is one, is the first of them.
 
     Raises:
         ValueError: for a vision family whose kept-patch encoding has not been tested.
@@ -31,7 +53,27 @@ def num_prefix_tokens(config: PreTrainedConfig) -> int:
             f"vision model type {config.model_type!r} cannot be an image tower yet: supported are "
             f"{sorted(PREFIX_TOKENS)}. Take one of these, or add it to PREFIX_TOKENS with a test of kept patches."
         )
-    return PREFIX_TOKENS[config.model_type]
+    return PREFIX_TOKENS[config.model_type] + getattr(config, "num_register_tokens", 0)
+
+
+def final_tokens(tower: PreTrainedModel, last_hidden_state: torch.Tensor) -> torch.Tensor:
+    """Return an image tower's tokens (B, M, Dv) behind its last norm.
+
+    All families but CLIP norm every token. CLIP norms [CLS] alone; here its patches pass the same norm (our choice),
+    since the fusion encoder expects tokens of one scale. [CLS] is what CLIP itself goes on with.
+    """
+    if tower.config.model_type != "clip_vision_model":
+        return last_hidden_state
+    return tower.post_layernorm(last_hidden_state)
+
+
+def pool_tokens(image_embeds: torch.Tensor, num_prefix: int) -> torch.Tensor:
+    """Sum a photo up: (B, M, Dv) -> (B, Dv), [CLS], or the mean of the patches where there is none.
+
+    SigLIP has a pooling head in place of [CLS]. We leave it out (our choice): it was trained for SigLIP's own space,
+    which is not kept, and the mean is as well defined for kept patches and has no weights.
+    """
+    return image_embeds[:, 0] if num_prefix else image_embeds.mean(dim=1)
 
 
 def patch_grid(config: PreTrainedConfig) -> tuple[int, int]:
@@ -48,6 +90,16 @@ def patch_grid(config: PreTrainedConfig) -> tuple[int, int]:
             "choose a photo size that is a multiple of the patch size."
         )
     return height // rows, width // columns
+
+
+def max_text_tokens(tower: PreTrainedModel) -> int:
+    """Return how many tokens of a text the tower has positions for.
+
+    RoBERTa's positions begin behind the padding's, so it has fewer than rows in its table.
+    """
+    table = getattr(tower.embeddings, "position_embeddings", None)
+    offset = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+    return tower.config.max_position_embeddings - offset
 
 
 def patchify(pixel_values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

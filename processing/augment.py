@@ -40,6 +40,11 @@ class Augmentation:
         if self.stretch < 1 or not 0 <= self.brightness < 1:
             raise ValueError(f"got stretch {self.stretch}, brightness {self.brightness}; wanted >= 1, in [0, 1).")
 
+    @property
+    def smallest_side(self) -> float:
+        """The least share of a side that a crop keeps."""
+        return min(1.0, (self.scale[0] / self.stretch) ** 0.5)
+
     def __call__(
         self, image: Image.Image, size: int, rng: np.random.Generator, resample: int = Image.Resampling.BICUBIC
     ) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import ceil
 
 import datasets
 import numpy as np
@@ -50,6 +51,7 @@ class PhotoDataset(Dataset):
         augment: False (the processor's own pixels before normalisation), True (`Augmentation()`) or settings.
         resample: Pillow's filter; wanted is the processor's own (`processor.image_processor.resample`).
         reference_column: column of the reference photos of triplets ("candidate"); None = rows have one photo.
+        fast_decode: decode a large JPEG at a fraction of its size, never below what is needed; pixels differ a little.
 
     Raises:
         ValueError: dataset and index differ in length, or there is no such column.
@@ -66,6 +68,7 @@ class PhotoDataset(Dataset):
         augment: bool | Augmentation,
         resample: int = Image.Resampling.BICUBIC,
         reference_column: str | None = None,
+        fast_decode: bool = False,
     ):
         if len(dataset) != len(index.item_ids):
             raise ValueError(f"the dataset has {len(dataset)} rows, its index {len(index.item_ids)}; wanted the same.")
@@ -82,6 +85,8 @@ class PhotoDataset(Dataset):
         self.rows = rows
         self.index, self.image_size, self.seed, self.resample = index, image_size, seed, resample
         self.augment = Augmentation() if augment is True else augment
+        smallest = self.augment.smallest_side if self.augment else 1.0
+        self.at_least = ceil(image_size / smallest) if fast_decode else None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -107,11 +112,11 @@ class PhotoDataset(Dataset):
         ]
 
     def _photos(self, photos: list[dict | None], epoch: int, row: int) -> dict[str, np.ndarray]:
-        pixels = {"pixel_values": self._pixels(read_photo(photos[0], row), epoch, row)}
+        pixels = {"pixel_values": self._pixels(read_photo(photos[0], row, self.at_least), epoch, row)}
         if len(photos) == 1:
             return pixels
         try:
-            reference = read_photo(photos[1], row)
+            reference = read_photo(photos[1], row, self.at_least)
         except UnreadablePhoto as problem:
             raise UnreadablePhoto(row, f"its reference photo: {problem.reason}") from problem
         return pixels | {"reference_pixel_values": self._pixels(reference, epoch, row, REFERENCE_DRAW)}
@@ -127,8 +132,10 @@ class PhotoDataset(Dataset):
         return np.ascontiguousarray(np.moveaxis(np.asarray(photo), -1, 0))
 
 
-def read_photo(image: dict | None, row: int) -> Image.Image:
+def read_photo(image: dict | None, row: int, at_least: int | None = None) -> Image.Image:
     """An undecoded cell of an image column ({"bytes", "path"}) as an upright RGB photo; it may lie in a tar shard.
+
+    Large JPEGs are decoded at a fraction of their size where `at_least` pixels a side are enough (see `open_image`).
 
     Raises:
         UnreadablePhoto: it is null, missing or broken.
@@ -138,7 +145,7 @@ def read_photo(image: dict | None, row: int) -> Image.Image:
         raise UnreadablePhoto(row, "the row holds no photo")
     place = f"{source}: " if is_tar_place(source) else ""
     try:
-        return to_rgb(open_image(read_tar_place(source) if place else source))
+        return to_rgb(open_image(read_tar_place(source) if place else source, at_least))
     except (OSError, ValueError) as error:
         raise UnreadablePhoto(row, f"{place}{error}") from error
 
@@ -172,4 +179,4 @@ def normalise(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[f
         [1.0, 1.0, 1.0]
     """
     mean, std = (torch.tensor(tuple(x), device=pixel_values.device).view(3, 1, 1) for x in (mean, std))
-    return (pixel_values.to(torch.float32) / 255 - mean) / std
+    return pixel_values.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)

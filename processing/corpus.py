@@ -144,6 +144,13 @@ def source_of_run(data: Mapping[str, object]) -> str:
     raise ValueError("this model belongs to no run, so its corpus is unknown; say which: --corpus SOURCE")
 
 
+def source_kind(source: str | os.PathLike) -> str:
+    """What `load_corpus` takes a source for: "generated", "files" of this machine, or a dataset of the "hub"."""
+    if source in (GENERATED, GENERATED_VARIANTS):
+        return "generated"
+    return "files" if source == FOLDER or Path(source).expanduser().exists() else "hub"
+
+
 def open_streams(
     source: str | os.PathLike,
     *,

@@ -72,8 +72,13 @@ def align_words(offsets: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray
 
 
 # --------------------------------------------------------------------------------------------- images
-def open_image(source: str | os.PathLike | bytes | Image.Image) -> Image.Image:
+def open_image(source: str | os.PathLike | bytes | Image.Image, at_least: int | None = None) -> Image.Image:
     """Open a photo from a path, a web address or the bytes of an image file, and read its pixels.
+
+    Args:
+        source: see above; a PIL image comes back as it is.
+        at_least: decode a JPEG at a half, a quarter or an eighth of its size, as far as both sides keep this many
+            pixels; faster, and pixels differ a little. None = at its own size.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -88,6 +93,8 @@ def open_image(source: str | os.PathLike | bytes | Image.Image) -> Image.Image:
         raise FileNotFoundError(f"{name} does not exist. Check the path; it is taken from {os.getcwd()!r}.")
     try:
         image = Image.open(BytesIO(source) if isinstance(source, bytes) else source)
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))  # other formats take no notice
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} cannot be read as a photo ({error}). Mend or remove the file.") from error

@@ -19,6 +19,8 @@ from .safe_paths import inside
 SPLITS = ("train", "validation", "test")
 ALIASES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+MADE = "corpus.json"
+"""What `syncmask corpus make` writes beside the splits: how to draw the same corpus again."""
 
 
 def canonical_split(name: str) -> str:

@@ -122,7 +122,7 @@ class Encoder:
         """
 
         def project(part):
-            return self._base.vision_projection(self._image_embeds(part)[:, 0])
+            return self._base.vision_projection(self._base.pool_image(self._image_embeds(part)))
 
         return self._encode(project, _listed(photos, "photos"), batch_size, normalize, as_numpy)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from syncmask.evaluation.figures import GAP, MARGIN, PHOTO, enlarge, masked_photo, word_styles
+from syncmask.evaluation.figures import GAP, PHOTO, beside, enlarge, framed, masked_photo, over, word_styles
+from syncmask.evaluation.heat import heat_photo, in_shape
 from syncmask.evaluation.typeset import BLUE, FRAME, GREY, INK, ORANGE, PAPER, font, paragraph
 from syncmask.processing.processing_syncmask import split_words
 
@@ -23,50 +23,9 @@ KEY = (
 )
 
 
-def heat_photo(photo: Image.Image, heat: np.ndarray, size: int = PHOTO) -> Image.Image:
-    """A photo in light grey under a map of where a word looks, the hottest patch ringed, on a white square.
-
-    Args:
-        photo: any PIL image.
-        heat: (h, w), at least 0; scaled from its least to its largest value; a constant map shows no heat.
-        size: side of the result in pixels.
-    """
-    heat = np.asarray(heat, dtype=np.float32)
-    if heat.ndim != 2:
-        raise ValueError(f"heat has shape {heat.shape}; give one map on the grid (h, w)")
-    grey = np.asarray(photo.convert("L").resize((size, size), Image.Resampling.LANCZOS), dtype=np.float32)
-    base = np.repeat(255 - (255 - grey[..., None]) * 0.55, 3, axis=-1)
-    spread = float(heat.max() - heat.min())
-    flat = spread <= 1e-6 * float(heat.max())
-    heat = np.zeros_like(heat) if flat else (heat - heat.min()) / spread
-    smooth = np.asarray(Image.fromarray(heat).resize((size, size), Image.Resampling.BILINEAR)).clip(0, 1)
-    colour = matplotlib.colormaps["YlOrRd"](0.15 + 0.85 * smooth)[..., :3] * 255
-    alpha = 0.85 * smooth[..., None] ** 0.8
-    picture = Image.fromarray((base * (1 - alpha) + colour * alpha).round().astype(np.uint8))
-    if not flat:
-        _ring(picture, heat)
-    return _in_shape(picture, photo, size)
-
-
-def _ring(picture: Image.Image, heat: np.ndarray) -> None:
-    row, column = np.unravel_index(heat.argmax(), heat.shape)
-    height, width = picture.height / heat.shape[0], picture.width / heat.shape[1]
-    box = [column * width, row * height, (column + 1) * width - 1, (row + 1) * height - 1]
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle(box, outline=PAPER, width=4)
-    draw.rectangle([box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1], outline=INK, width=2)
-
-
-def _in_shape(square: Image.Image, photo: Image.Image, size: int) -> Image.Image:
-    """What was drawn on the square that the model sees, back in the photo's own shape."""
-    scale = size / max(photo.size)
-    shape = tuple(max(1, round(side * scale)) for side in photo.size)
-    return enlarge(square.resize(shape, Image.Resampling.LANCZOS), size)
-
-
 def hidden_photo(explanation: Explanation, size: int = PHOTO) -> Image.Image:
     """The photo with the patches dimmed that SyncMask would hide."""
-    return _in_shape(masked_photo(explanation.photo, explanation.masks.patches, size), explanation.photo, size)
+    return in_shape(masked_photo(explanation.photo, explanation.masks.patches, size), explanation.photo, size)
 
 
 def shades(explanation: Explanation) -> list[tuple[str, str]]:
@@ -140,11 +99,11 @@ def explanation_sheet(explanation: Explanation, word: str | None = None, size: i
     width = columns * (size + GAP) - GAP
     parts = [
         paragraph([(verdict(explanation), "plain")], width, font(18, bold=True)),
-        _beside(_overview(explanation, size), GAP),
+        beside(_overview(explanation, size), GAP),
         *_word_rows(explanation, places, width, size if word is not None else size // 2 - 10),
         paragraph([(KEY, "unseen")], width, font(14)),
     ]
-    return _stacked(parts, width)
+    return framed(over(parts, GAP))
 
 
 def _overview(explanation: Explanation, size: int) -> list[Image.Image]:
@@ -164,43 +123,18 @@ def _word_rows(explanation: Explanation, places: Sequence[int], width: int, size
     """Cells of words, as many side by side as fit."""
     cells = [_word_cell(explanation, place, size) for place in places]
     fit = max(1, (width + GAP) // (cells[0].width + GAP))
-    return [_beside(cells[start : start + fit], GAP) for start in range(0, len(cells), fit)]
+    return [beside(cells[start : start + fit], GAP) for start in range(0, len(cells), fit)]
 
 
 def _word_cell(explanation: Explanation, place: int, size: int) -> Image.Image:
     """A word in its shade, its support, and its heatmaps side by side."""
     maps = [(name, heat_photo(explanation.photo, every[place], size)) for name, every in kinds(explanation)]
-    photos = _beside([_panel(name, picture, [], font(12)) for name, picture in maps], 8)
+    photos = beside([_panel(name, picture, [], font(12)) for name, picture in maps], 8)
     name = [(explanation.words[place], shades(explanation)[place]), (f"  {explanation.support[place]:+.2f}", "unseen")]
-    return _over([paragraph(name, photos.width, font(16, bold=True)), photos], 4)
+    return over([paragraph(name, photos.width, font(16, bold=True)), photos], 4)
 
 
 def _panel(title: str, picture: Image.Image, below: Sequence[Image.Image], face=None) -> Image.Image:
     ImageDraw.Draw(picture).rectangle([0, 0, picture.width - 1, picture.height - 1], outline=FRAME)
     head = paragraph([(title, (None, GREY if face else INK))], picture.width, face or font(14, bold=True))
-    return _over([head, picture, *below], 6)
-
-
-def _over(parts: Sequence[Image.Image], gap: int) -> Image.Image:
-    size = max(part.width for part in parts), sum(part.height + gap for part in parts) - gap
-    sheet, y = Image.new("RGB", size, PAPER), 0
-    for part in parts:
-        sheet.paste(part, (0, y))
-        y += part.height + gap
-    return sheet
-
-
-def _beside(parts: Sequence[Image.Image], gap: int) -> Image.Image:
-    size = sum(part.width + gap for part in parts) - gap, max(part.height for part in parts)
-    sheet, x = Image.new("RGB", size, PAPER), 0
-    for part in parts:
-        sheet.paste(part, (x, 0))
-        x += part.width + gap
-    return sheet
-
-
-def _stacked(parts: Sequence[Image.Image], width: int) -> Image.Image:
-    body = _over(parts, GAP)
-    sheet = Image.new("RGB", (2 * MARGIN + width, 2 * MARGIN + body.height), PAPER)
-    sheet.paste(body, (MARGIN, MARGIN))
-    return sheet
+    return over([head, picture, *below], 6)

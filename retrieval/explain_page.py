@@ -8,13 +8,13 @@ from pathlib import Path
 
 from syncmask.evaluation import fragments
 from syncmask.evaluation.figures import PHOTO, enlarge
+from syncmask.evaluation.heat import heat_photo
 
 from .explain import Explanation
 from .explain_figures import (
     KEY,
     chosen_words,
     explanation_sheet,
-    heat_photo,
     hidden_photo,
     kinds,
     shades,

@@ -8,6 +8,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from syncmask import SyncMaskImageProcessor
+from syncmask.towers import max_text_tokens
 
 from .encoder import Encoder
 from .export_graphs import base_of, photo_size
@@ -119,5 +120,4 @@ def _describe_text(encoder: Encoder) -> dict:
 
 def _max_length(encoder: Encoder) -> int:
     """Tokens that a text may have; a tokenizer that was never told has a huge one."""
-    config = base_of(encoder.model).config.text_config
-    return min(encoder.processor.tokenizer.model_max_length, config.max_position_embeddings)
+    return min(encoder.processor.tokenizer.model_max_length, max_text_tokens(base_of(encoder.model).text_model))

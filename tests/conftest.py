@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,34 @@ def forwards(monkeypatch):
     return calls
 
 
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser; without one the tests are skipped, unless SYNCMASK_REQUIRE_BROWSER says that there must be one."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        message = "no chromium here: install the package chromium"
+        pytest.fail(message) if os.environ.get("SYNCMASK_REQUIRE_BROWSER") else pytest.skip(message)
+    return path
+
+
+@pytest.fixture
+def browser(chromium, tmp_path):
+    """A real headless browser with one empty page; it asks nothing of its own accord."""
+    from playwright.sync_api import sync_playwright
+
+    names = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking".split()
+    names += ["disable-component-update", "disable-sync"]
+    with sync_playwright() as driver:
+        context = driver.chromium.launch_persistent_context(
+            tmp_path / "profile",
+            executable_path=chromium,
+            args=[f"--{name}" for name in names],
+            viewport={"width": 1280, "height": 900},
+        )
+        yield context
+        context.close()
+
+
 # What the readers' tests and the end-to-end test are fed with, as fixtures that give the functions: test modules cannot
 # import from one another.
 
@@ -247,3 +276,55 @@ def _write_fashioniq(root, garments):
 def write_fashioniq():
     """`write_fashioniq(folder, garments)` writes the generated corpus as FashionIQ's folder."""
     return _write_fashioniq
+
+
+# What publishing is tested with.
+
+
+@pytest.fixture(scope="session")
+def make_run(processor):
+    """`make_run(folder, kind, **model_settings)` makes a finished run of a tiny model, untrained, with a result."""
+    import yaml
+
+    from syncmask import SyncMaskConfig, SyncMaskForImageTextClassification
+    from syncmask.evaluation.loading import sha256
+    from syncmask.evaluation.result import Result
+
+    def make(folder, kind, dtype=torch.float32, **model_settings):
+        labels = {"label_sets": {"category": ["tops", "bottoms"]}} if kind is SyncMaskForImageTextClassification else {}
+        ids = {"vocab_size": len(processor.tokenizer), "mask_token_id": processor.tokenizer.mask_token_id}
+        torch.manual_seed(0)
+        model = kind(SyncMaskConfig.tiny(image_size=32, **ids, **labels))
+        with torch.no_grad():
+            for parameter in model.parameters():  # far from their start, so that outputs differ
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.to(dtype).save_pretrained(folder / "final")
+        processor.save_pretrained(folder / "final")
+        settings = {"data": {"corpus": "garments"}, "model": {"init_from": None, **model_settings}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        (folder / "metrics.jsonl").write_text('{"step": 2, "epoch": 1, "split": "train", "itc": 0.5}\n')
+        metrics = {"image_to_text/recall@1/itc": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}}
+        about = {"path": str(folder / "final"), "sha256": sha256(folder / "final" / "model.safetensors")}
+        corpus = {"name": "garments", "split": "test", "rows": 10, "items": 5}
+        command = f"syncmask evaluate {folder} --protocol items"
+        Result("items", 1, corpus, about, metrics, command=command).save(folder / "results")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def hub():
+    """A Hub on this machine, see hub_server.py; `hub.api` is its user's client."""
+    import importlib.util
+
+    from huggingface_hub import HfApi
+
+    spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.serve() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between tries
+        server.token, server.api = module.TOKEN, HfApi(server.url, token=module.TOKEN)
+        yield server

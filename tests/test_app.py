@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 from pathlib import Path
 
@@ -175,16 +174,6 @@ def test_a_space_that_could_not_run_is_refused(catalogue, tmp_path, model, proce
 
 
 @pytest.fixture(scope="module")
-def chromium() -> str:
-    """The browser; without one the tests are skipped, unless SYNCMASK_REQUIRE_BROWSER says that there must be one."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        message = "no chromium here: install the package chromium"
-        pytest.fail(message) if os.environ.get("SYNCMASK_REQUIRE_BROWSER") else pytest.skip(message)
-    return path
-
-
-@pytest.fixture(scope="module")
 def lookups():
     """Hosts that this process asks for while the page is served."""
     hosts, real = [], socket.getaddrinfo
@@ -249,23 +238,11 @@ class Visit:
 
 
 @pytest.fixture
-def visit(chromium, address, tmp_path):
-    from playwright.sync_api import sync_playwright
-
-    names = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking".split()
-    names += ["disable-component-update", "disable-sync"]
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch_persistent_context(
-            tmp_path / "profile",
-            executable_path=chromium,
-            args=[f"--{name}" for name in names],
-            viewport={"width": 1280, "height": 900},
-        )
-        visit = Visit(browser.pages[0])
-        visit.page.goto(address)
-        visit.page.set_default_timeout(60_000)
-        yield visit
-        browser.close()
+def visit(browser, address):
+    visit = Visit(browser.pages[0])
+    visit.page.goto(address)
+    visit.page.set_default_timeout(60_000)
+    return visit
 
 
 @pytest.mark.slow

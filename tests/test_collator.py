@@ -13,7 +13,7 @@ from syncmask.processing.augment import Augmentation
 from syncmask.processing.collator import Collator, PhotoDataset, UnreadablePhoto, normalise
 from syncmask.processing.corpus import CorpusIndex
 from syncmask.processing.garments_variants import make_garment_variants
-from syncmask.processing.processing_syncmask import split_words
+from syncmask.processing.processing_syncmask import open_image, split_words
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +220,30 @@ def test_a_broken_reference_is_named(triplets, tmp_path):
         with pytest.raises(UnreadablePhoto, match=reason) as caught:
             photos(rows, reference_column="candidate")[(0, row)]
         assert caught.value.row == row and pickle.loads(pickle.dumps(caught.value)).row == row
+
+
+def test_fast_decoding_keeps_what_is_needed_and_is_close(tmp_path, garments):
+    smooth = garments[0]["image"].resize((600, 450), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    smooth.save(tmp_path / "a.jpg", quality=95)
+    smooth.save(tmp_path / "b.jpg", quality=95, exif=exif)
+    smooth.save(tmp_path / "c.png")
+    paths = [str(tmp_path / name) for name in ("a.jpg", "b.jpg", "c.png")]
+    rows = datasets.Dataset.from_dict({"image": paths, "text": ["t"] * 3, "item_id": ["a", "b", "c"]})
+    rows = rows.cast_column("image", datasets.Image())
+    whole = photos(rows).__getitems__([0, 1, 2])
+    quick = photos(rows, fast_decode=True).__getitems__([0, 1, 2])
+    for one, other in zip(whole, quick):
+        assert np.abs(one["pixel_values"].astype(int) - other["pixel_values"]).mean() < 3
+    assert (whole[2]["pixel_values"] == quick[2]["pixel_values"]).all()
+    assert (whole[0]["pixel_values"] != quick[0]["pixel_values"]).any()
+    assert [open_image(path, 32).size for path in paths] == [(75, 57), (75, 57), (600, 450)]
+    assert open_image(paths[0], 120).size == (300, 225) and open_image(paths[0], 460).size == (600, 450)
+
+
+def test_fast_decoding_leaves_enough_for_the_smallest_crop(odd_rows):
+    assert photos(odd_rows, fast_decode=True).at_least == 32
+    settings = Augmentation(scale=(0.25, 1.0), stretch=1.21)
+    assert photos(odd_rows, fast_decode=True, augment=settings).at_least == 71  # 32 / (.5 / 1.1)
+    assert photos(odd_rows, augment=True).at_least is None

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from syncmask import SyncMaskConfig, SyncMaskForImageTextRetrieval, SyncMaskForPreTraining, SyncMaskModel, fusion
-from syncmask.evaluation.co_occurrence import _inside
+from syncmask.evaluation.co_occurrence import region_patches
 from syncmask.evaluation.figures import Masks
 from syncmask.evaluation.result import Result
 from syncmask.evaluation.showcase import mask_photos
@@ -340,9 +340,9 @@ def slow_hits(peaks, regions, grid, size):
         rows = [[], [], []]
         for word, box in enumerate(boxes[: len(peak)]):
             elsewhere = [w for w, b in enumerate(boxes[: len(peak)]) if len(b) and list(b) != list(box)]
-            if not len(box) or not elsewhere or _inside(box, grid, size).mean() >= 0.5:
+            if not len(box) or not elsewhere or region_patches(box, grid, size).mean() >= 0.5:
                 continue
-            inside = _inside(box, grid, size)
+            inside = region_patches(box, grid, size)
             rows[0].append(inside[peak[word]])
             rows[1].append(np.mean([inside[peak[w]] for w in elsewhere]))
             rows[2].append(inside.mean())
@@ -368,7 +368,7 @@ def test_scores_of_peaks_match_loops(garments):
 def test_peaks_in_the_right_place_hit(garments):
     item_ids = CorpusIndex.from_dataset(garments).item_ids
     right = [
-        np.array([_inside(box, (4, 4), 32).argmax() if len(box) else 0 for box in boxes])
+        np.array([region_patches(box, (4, 4), 32).argmax() if len(box) else 0 for box in boxes])
         for boxes in garments["regions"]
     ]
     found = pointing.score_peaks({"attention": right}, garments["regions"], item_ids, (4, 4), 32)

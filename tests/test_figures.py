@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from syncmask.evaluation import figures as f
+from syncmask.evaluation.plots import Panel, bars, curves, heat_table, histogram
 from syncmask.evaluation.typeset import _place, font, paragraph
 
 TEXT = 'A red (cotton) shirt, "v-neck".'
@@ -136,8 +137,14 @@ def test_retrieval_sheet_takes_photo_queries_and_text_hits():
 
 
 def test_curves_draw_each_panel():
-    panel = f.Panel("recall", {"a": ([1, 2], [0.1, 0.5])}, level=0.1)
-    one, two = f.curves([panel]), f.curves([panel, panel])
-    assert two.width == 2 * one.width and np.asarray(one).std() > 0
+    panel = Panel("recall", {"a": ([1, 2], [0.1, 0.5])}, level=0.1, marks=((1, "gate"),), span=(1, 2, "ramp"))
+    one, two, three = (curves([panel] * count) for count in (1, 2, 3))
+    assert two.width == 2 * one.width == three.width and three.height == 2 * one.height and np.asarray(one).std() > 0
     with pytest.raises(ValueError):
-        f.curves([])
+        curves([])
+
+
+def test_plots_of_one_value_are_drawn():
+    for picture in (histogram("x", np.array([3, 3]), "a", "b"), bars("x", {"a": 0.0}, "minutes")):
+        assert np.asarray(picture).std() > 0
+    assert heat_table("x", np.array([[2, 0], [0, 0]]), ["a", "b"], ["a", "b"], ("p", "t")).width > 400

@@ -147,6 +147,8 @@ HELP = {
     "export": (["export"], "--openvino"),
     "explain": (["explain"], "--pointing"),
     "app": (["app"], "--port"),
+    "card": (["card"], "--repo_id"),
+    "publish": (["publish"], "--dry_run"),
 }
 
 

@@ -266,14 +266,15 @@ def own_modules(tmp_path, monkeypatch):
 
 
 def test_a_saved_pipeline_loads_beside_the_package(search, compose, photos, texts, tmp_path, own_modules):
+    """With the package's own code, so nothing of the folder's has to be trusted, even where it is."""
     queries = {search: texts[0], compose: {"image": photos[0], "text": texts[1]}}
     for name, (saved, query) in zip("ab", queries.items()):
         saved.save_pretrained(tmp_path / name)
-        with pytest.raises(ValueError, match="trust_remote_code"):
-            pipeline(saved.registered_task, model=str(tmp_path / name))
-        loaded = pipeline(saved.registered_task, model=str(tmp_path / name), trust_remote_code=True)
-        assert_same_hits(loaded(query, candidates=photos), saved(query, candidates=photos))
-    assert list((tmp_path / "modules").rglob("pipeline_syncmask.py"))
+        for trust in (None, True):
+            loaded = pipeline(saved.registered_task, model=str(tmp_path / name), trust_remote_code=trust)
+            assert type(loaded) is type(saved)
+            assert_same_hits(loaded(query, candidates=photos), saved(query, candidates=photos))
+    assert not list((tmp_path / "modules").rglob("pipeline_syncmask.py"))
 
 
 STRANGER = """

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from datasets import DatasetDict
 from typer.testing import CliRunner
 
 from syncmask import SyncMaskConfig, SyncMaskForPreTraining
@@ -17,8 +18,9 @@ from syncmask.evaluation.compare import SAME, compare
 from syncmask.evaluation.embedding import Embedder, batches
 from syncmask.evaluation.loading import load_checkpoint
 from syncmask.evaluation.protocols import items, retrieval_metrics, sample_items
+from syncmask.evaluation.reporting import report_run
 from syncmask.evaluation.result import Result
-from syncmask.evaluation.showcase import mask_photos, report_run, spread_rows, text_searches
+from syncmask.evaluation.showcase import Gallery, mask_photos, spread_rows, text_searches
 from syncmask.processing.corpus import CorpusIndex
 from syncmask.processing.garments import GarmentTruth
 from syncmask.processing.overlap import text_rows
@@ -459,7 +461,7 @@ def test_pictures_of_a_model(model, processor, garments):
             for masks in pair.masks:
                 assert masks.words.shape == (words,) and masks.words.sum() == round(0.3 * words)
                 assert masks.patches.shape == (4, 4) and masks.patches.sum() == round(0.4 * 16)
-    search = text_searches(model, processor, garments.select(range(20)), count=2, hits=3)[0]
+    search = text_searches(Gallery.of(model, processor, garments.select(range(20))), count=2, hits=3)[0]
     scores = [hit.score for hit in search.hits]
     assert scores == sorted(scores, reverse=True) and len(scores) == 3
     assert any(hit.right for hit in search.hits) == (search.rank <= 3)
@@ -536,6 +538,7 @@ def test_commands_end_in_one_line_where_the_user_can_mend_it(run, tmp_path):
     assert empty.exit_code == 1 and "config.json" in empty.output and "Traceback" not in empty.output
 
 
-def test_a_report_can_be_made_right_after_training(run, model, processor, garments):
-    path = report_run(run, model, processor, garments.select(range(30)), "random", summary=["10 steps"])
+def test_a_report_can_be_made_of_rows_at_hand(run, garments):
+    splits = DatasetDict({"test": garments.select(range(30))})
+    path = report_run(run, load_checkpoint(run), splits, summary=["10 steps"])
     assert "10 steps" in path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The report stands alone, escapes what it is given, and leaves out what it has not."""
+"""The report stands alone, escapes what it is given, leaves out what it has not and says so."""
 
 import json
 import re
@@ -8,12 +8,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from syncmask.evaluation import batch_sheets, confusions, glance, head_views, history, masks_over_time, word_maps
 from syncmask.evaluation.figures import Hit, MaskedPhoto, Masks, Search
+from syncmask.evaluation.findings import explained, findings
 from syncmask.evaluation.metrics import exact
-from syncmask.evaluation.report import Report, findings, history_panels, read_history, read_results, write_report
+from syncmask.evaluation.parts import Part
+from syncmask.evaluation.report import (
+    figures_part,
+    findings_part,
+    masks_part,
+    read_results,
+    searches_part,
+    settings_part,
+    write_report,
+)
 from syncmask.evaluation.result import Result, comparable, percent, pivot
 
-EVIL = '<script>alert("x")</script> & <img src=http://evil.example/x>'
+EVIL = '<script>window.hacked=1</script> & <img src=http://evil.example/x onerror="window.hacked=2">'
+LONG = "unbroken" * 40
 
 
 def metric(value, n=100):
@@ -45,22 +57,45 @@ def results():
 
 @pytest.fixture
 def full(results):
-    photo = Image.new("RGB", (32, 32), "red")
+    """Every part, each text of which tries to run a script or is too wide."""
+    red, blue = (Image.new("RGB", (32, 48), colour) for colour in ("red", "blue"))
     masks = [Masks(EVIL, np.array([1, 0, 0], bool), np.eye(4, dtype=bool))]
-    return Report(
-        title=EVIL,
-        summary=[EVIL],
-        results=results,
-        history=[
-            {"step": step, "split": split, "itc": 1.0, "image_to_text/recall@10/itc": 0.5, "mlm": None}
-            for step in (1, 2)
-            for split in ("train", "validation")
-        ],
-        masks=[MaskedPhoto(photo, EVIL, masks)],
-        searches=[Search([Hit(0.5, True, photo=photo), Hit(0.4, False, text=EVIL)], text=EVIL, rank=1)],
-        samples=[(photo, EVIL)],
-        settings={"command": EVIL, "data": {EVIL: EVIL}},
-    )
+    lines = [
+        {"step": step, "split": split, "itc": 1.0, "image_to_text/recall@10/itc": 0.5, "mlm": None, "time_s": step}
+        for split in ("train", "validation")
+        for step in (1, 2, 3)
+    ]
+    states = [
+        masks_over_time.MaskState(step, step, "attention", step / 2, (4, 4), ["a"], [3], [[step]], [[step, 3]])
+        for step in (0, 1, 2)
+    ]
+    batch = batch_sheets.Batch(["a", "b"], [[90, 10], [20, 80]], [[0, 1]], 0, 0.2, 0.85, 0.5, 1, 2)
+    batches = {"random": batch, "grouped": batch}
+    shown = confusions.Shown("text_to_image", f"{EVIL} {LONG}", red, blue, 0.5, False, [EVIL])
+    counts = {"text_to_image": confusions.Counts(4, 2, 1)}
+    counted = glance.Glance({EVIL: (3, 2)}, np.array([1, 2]), np.array([3, 4, 3]), 2, {EVIL: 3})
+    mistake = head_views.Mistake(red, EVIL, EVIL, LONG, 0.9)
+    labels = {side: [EVIL, LONG] for side in head_views.SIDES}
+    search = Search([Hit(0.5, True, photo=red), Hit(0.4, False, text=EVIL)], text=f"{EVIL} {LONG}", rank=1)
+    looked = word_maps.LookedAt(red, EVIL, [word_maps.WordMap(EVIL, np.eye(4), [0.1, 0.1, 0.5, 0.5], True)])
+    settings = {"command": EVIL, "data": {EVIL: LONG}}
+    return [
+        findings_part(results, [EVIL]),
+        history.training_part(lines, {}),
+        masks_part([MaskedPhoto(red, EVIL, masks)]),
+        masks_over_time.masks_over_time(states, [red], [EVIL], [[True, False, True]]),
+        word_maps.word_map_part([looked], results["co-occurrence"]),
+        searches_part([search], results["items"]),
+        confusions.confusion_part([shown], counts),
+        batch_sheets.batch_part(batches, {name: [red, blue] for name in batches}, True),
+        head_views.composed_part([Search([Hit(0.5, True, photo=red)], text=EVIL, photo=blue)], 10),
+        head_views.recognition_part(head_views.Recognised(EVIL[:8], [EVIL, "b"], labels, [mistake], "fused")),
+        glance.glance_part(counted, [(red, EVIL)]),
+        history.speed_part(lines, [], {"optim": {"per_device_batch_size": 8}}, {"wall_s": 60.0, "energy": {}}),
+        figures_part(results),
+        settings_part(settings),
+        Part("Lost", missing=EVIL),
+    ]
 
 
 class Tags(HTMLParser):
@@ -70,7 +105,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.seen.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -78,48 +113,61 @@ class Tags(HTMLParser):
 
 
 def test_the_report_is_whole_escaped_and_asks_no_network(tmp_path, full):
-    path = write_report(tmp_path, full)
+    path = write_report(tmp_path, EVIL, full)
     page = path.read_text(encoding="utf-8")
     tags = Tags()
     tags.feed(page)
     assert not tags.open
     names = [tag for tag, _ in tags.seen]
     assert "script" not in names and "link" not in names and "iframe" not in names
-    sources = [attributes["src"] for tag, attributes in tags.seen if tag == "img"]
-    assert sources and all(source.startswith("data:image/") for source in sources)
-    assert not re.search(r"url\(|@import", page)
-    assert any(attributes.get("name") == "viewport" for tag, attributes in tags.seen if tag == "meta")
+    images = [attributes for tag, attributes in tags.seen if tag == "img"]
+    assert len(images) > 20 and all(image["src"].startswith("data:image/") for image in images)
+    assert all(image["alt"].strip() for image in images), "a picture without words for those who do not see it"
+    assert not re.search(r"url\(|@import", page) and len(page) < 8_000_000
+    anchors = {attributes["href"] for tag, attributes in tags.seen if tag == "a"}
+    sections = {f"#{attributes['id']}" for tag, attributes in tags.seen if tag == "section"}
+    assert anchors == sections and len(sections) == len(full)  # the lost part, but the last line
     assert path == tmp_path / "report" / "index.html"
-    assert {file.name for file in path.parent.glob("*.png")} == {"masks.png", "retrieval.png", "curves.png"}
+    pictures = {name for part in full for name in part.pictures}
+    assert {file.stem for file in path.parent.glob("*.png")} == pictures >= {"masks", "retrieval", "curves"}
 
 
-def test_figures_stand_beside_chance(full, tmp_path):
-    page = write_report(tmp_path, full).read_text(encoding="utf-8")
+def test_pictures_of_an_older_report_do_not_stay(tmp_path, full):
+    write_report(tmp_path, "run", full)
+    (tmp_path / "report" / "notes.txt").write_text("mine")
+    write_report(tmp_path, "run", full[:1])
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"index.html", "notes.txt"}
+
+
+def test_figures_stand_beside_chance_and_their_terms_are_explained(full, results, tmp_path):
+    page = write_report(tmp_path, "run", full).read_text(encoding="utf-8")
     assert "61.0" in page and "2.0 by chance" in page and "33.0 at random, 80.0 by the word alone" in page
+    assert "cosine of the vectors" in page and not any("evidence" in line for line in explained(findings(results)))
 
 
-def test_empty_parts_are_left_out(tmp_path):
-    path = write_report(tmp_path, Report(title="run"))
-    page = path.read_text(encoding="utf-8")
-    assert "<h2>" not in page and not list(path.parent.glob("*.png"))
+def test_what_is_missing_is_said_in_one_line(tmp_path):
+    parts = [Part("Masks", missing="none were kept"), Part("Speed", body="<p>fast</p>", missing="no memory"), Part("x")]
+    page = write_report(tmp_path, "run", parts).read_text(encoding="utf-8")
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Speed", "What is not here"]
+    assert "Masks: none were kept; Speed: no memory." in page and not list(tmp_path.glob("report/*.png"))
+    whole = write_report(tmp_path, "run", [Part("Speed", body="<p>fast</p>")]).read_text(encoding="utf-8")
+    assert "What is not here" not in whole
 
 
 def test_findings_skip_what_was_not_measured(results):
     labels = [label for label, _, _ in findings(results)]
     assert len(labels) == 5 and not any("evidence" in label or "ITM" in label for label in labels)
-    assert findings({}) == []
+    assert findings({}) == [] and "no protocol was run" in findings_part({}).missing
 
 
-def test_history_ignores_missing_values_and_other_lines(full):
-    losses, recall = history_panels([*full.history, {"step": 3, "split": "batches", "grouped": True}])
-    assert list(losses.lines) == ["ITC"] and recall.lines["photo to text"] == ([1, 2], [50.0, 50.0])
-    assert history_panels([]) == []
-
-
-def test_history_survives_a_line_that_was_cut_short(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "it', encoding="utf-8")
-    assert read_history(tmp_path) == [{"step": 1}]
-    assert read_history(tmp_path / "nowhere") == []
+def test_findings_of_heads():
+    composed = {"all/recall@10/composed": metric(0.89), "all/recall@10/sum": metric(0.5)}
+    names = {"category/accuracy/fused": metric(0.9), "category/accuracy/commonest": metric(0.15)}
+    found = findings(
+        {"colour-variants": Result("c", 1, metrics=composed), "recognition-category": Result("r", 1, metrics=names)}
+    )
+    assert [row[1][:4] for row in found] == ["89.0", "90.0"]
+    assert "50.0 by adding" in found[0][2] and "15.0 by always" in found[1][2]
 
 
 def test_a_result_survives_saving(tmp_path, results):
@@ -142,6 +190,7 @@ def test_a_result_survives_saving(tmp_path, results):
         "candidates_sha256",
         "command",
         "versions",
+        "seal",
     }
     assert content["metrics"]["image_to_text/recall@10/itc"] == pytest.approx(metric(0.61))
     back = read_results(tmp_path)["items"]

@@ -52,6 +52,11 @@ class DataArguments(Checked):
     )
     augment: bool = setting(True, "crop, flip and shift colours of training photos, seeded by row and epoch")
     num_workers: int = setting(0, "processes that decode photos, for each training process", low=0)
+    fast_decode: bool = setting(
+        False,
+        "decode large JPEGs at a half, a quarter or an eighth of their size where that is enough: several times "
+        "faster, pixels differ a little",
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,8 +79,10 @@ class DataArguments(Checked):
 class ModelArguments(Checked):
     """What is trained."""
 
-    preset: Literal["tiny", "small", "base"] = setting(
-        "small", "size of the model: tiny trains on a laptop's CPU, base is the paper's size"
+    preset: Literal["tiny", "small", "base"] | None = setting(
+        None,
+        "size of a model from scratch: tiny trains on a laptop's CPU, base is the paper's size; none = small, where "
+        "nothing else says what to train",
     )
     model_overrides: dict[str, Any] = setting(
         {},
@@ -84,7 +91,47 @@ class ModelArguments(Checked):
     init_from: str | None = setting(
         None, "run folder, model folder or Hub name whose weights and processor training starts from"
     )
+    vision: str | None = setting(
+        None,
+        "folder or Hub name of a vision model (CLIP, SigLIP, DINOv2, ViT, DeiT) for the image tower; with text",
+    )
+    text: str | None = setting(
+        None,
+        "folder or Hub name of a masked language model that becomes text tower and fusion encoder, with its tokenizer; "
+        "with vision",
+    )
+    split_layer: int | None = setting(
+        None, "text: layers that the text tower gets, the fusion encoder gets the others; none = half", low=1
+    )
+    albef: str | None = setting(
+        None, "checkpoint (.pth) of ALBEF that the model is made of; with tokenizer, that of bert-base-uncased"
+    )
     freeze_towers: bool = setting(False, "train only what is above the image and the text tower")
+    lora_rank: int | None = setting(
+        None,
+        "rank of low-rank adapters (LoRA, by peft) in the layers of towers and fusion encoder: they and the heads "
+        "alone are trained, and final/ has them merged; none = train the weights themselves",
+        low=1,
+    )
+    lora_alpha: float = setting(16.0, "lora_rank: adapters count this much over their rank", above=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_start()
+
+    def _check_start(self):
+        """Refuse more than one start, or half of one."""
+        if (self.vision is None) != (self.text is None):
+            missing = "text" if self.text is None else "vision"
+            raise ValueError(f"vision and text go together: {missing} is missing")
+        if self.split_layer is not None and self.text is None:
+            raise ValueError(f"split_layer is {self.split_layer}, but no text says what is split")
+        starts = [name for name in ("vision", "albef", "init_from", "preset") if getattr(self, name) is not None]
+        # A task's config may name the preset that is trained where nothing is started from.
+        if len(starts) > 1 and starts != ["init_from", "preset"]:
+            raise ValueError(
+                f"{starts[0]} and {starts[1]} are both set, but a model has one start: set {starts[1]} to none"
+            )
 
 
 @dataclass
@@ -120,6 +167,9 @@ class PretrainingArguments(ContrastArguments):
 
     mlm_weight: float = setting(1.0, "weight of masked words", low=0)
     mim_weight: float = setting(1.0, "weight of masked patches", low=0)
+    mlm_soft_targets: bool = setting(
+        False, "the teacher's word probabilities have soft_target_weight in MLM's targets too (ALBEF; one more pass)"
+    )
     mask_strategy: Literal["random", "attention", "evidence"] = setting(
         "attention",
         "what decides which words and patches are hidden: chance, the teacher's cross-attention (the paper), "
@@ -197,6 +247,13 @@ class OptimArguments(Checked):
     gradient_accumulation_steps: int = setting(1, "batches whose gradients make one step", low=1)
     learning_rate: float = setting(1e-4, "peak learning rate", above=0)
     learning_rate_floor: float = share(0.01, "share of the peak at which the cosine schedule ends")
+    layer_decay: float = setting(
+        1.0,
+        "factor of the learning rate from each layer of a tower to the one below it, the embeddings lowest, such as "
+        "0.8; 1 = the same rate everywhere",
+        above=0,
+        high=1,
+    )
     weight_decay: float = setting(0.02, "AdamW's; biases, norms, positions and the temperature get none", low=0)
     warmup_steps: int = setting(500, "steps of linear warm-up", low=0)
     epochs: int = setting(30, "passes over the train split", low=1)
@@ -236,11 +293,19 @@ class RunArguments(Checked):
     )
     evaluate: bool = setting(True, "run the evaluation protocols at the end")
     deterministic: bool = setting(False, "use deterministic algorithms only, for bit-equal re-runs")
+    push_to_hub: bool = setting(False, "publish the run on the Hub, by `syncmask publish` in a process of its own")
+    hub_model_id: str | None = setting(None, "push_to_hub: name of the model on the Hub, owner/name")
+    hub_private: bool = setting(False, "push_to_hub: make the new repository private")
+    hub_strategy: Literal["end", "checkpoint"] = setting(
+        "end", "push_to_hub: publish the finished run alone, or also checkpoints as they are saved"
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both on: one keeps the run's folder, the other empties it")
+        if self.push_to_hub and (self.hub_model_id or "").count("/") != 1:
+            raise ValueError(f"push_to_hub is on, but hub_model_id is {self.hub_model_id!r}; wanted owner/name")
 
     @property
     def folder(self) -> Path:

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+
 import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import AutoTokenizer, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from syncmask import SyncMaskConfig, SyncMaskImageProcessor, SyncMaskProcessor
+from syncmask.conversion import load_tokenizer
 from syncmask.evaluation.loading import model_folder
 from syncmask.processing.collator import Collator, PhotoDataset
 from syncmask.processing.corpus import CorpusIndex
 from syncmask.processing.tokenizer import train_tokenizer
+from syncmask.towers import max_text_tokens
 from syncmask.word_scores import WordScores
 
 from .arguments import DataArguments, ModelArguments, PretrainingArguments, TrainArguments
 from .contrast import Contrast
 from .data import PairData, side_of, to_pixels
+from .lora import add_adapters
 from .masking import Masking, MaskSettings, other_photos, probe_masks
 from .planning import EpochPlanner
+from .processes import is_main
 from .sampler import FeatureBank
 from .teacher import MomentumTeacher
 
+logger = logging.getLogger(__name__)
+
 LONGEST_TEXT = 128
+ALBEF_PHOTOS = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}  # as ALBEF standardises them
 
 
 def start_of(name: str) -> str:
@@ -37,37 +48,68 @@ def start_of(name: str) -> str:
 def build_processor(arguments: DataArguments, model: ModelArguments, texts: list[str], seed: int) -> SyncMaskProcessor:
     """Give the processor of the model that training starts from, or one for the corpus.
 
-    The tokenizer is the one that is named, or is trained on the train split's texts.
+    The tokenizer is the text checkpoint's or the one that is named, or is trained on the train split's texts; photos
+    are standardised as the vision checkpoint's are.
     """
     if model.init_from is not None:
         return SyncMaskProcessor.from_pretrained(start_of(model.init_from))
-    if arguments.tokenizer is None:
+    if model.text is not None and arguments.tokenizer is not None:
+        raise SystemExit(
+            f"tokenizer is {arguments.tokenizer!r}, but text {model.text!r} brings its own: set tokenizer to none."
+        )
+    name = model.text or arguments.tokenizer
+    if model.albef is not None and name is None:
+        raise SystemExit(
+            "albef: the checkpoint has no tokenizer with it; name the one that it was trained with, "
+            "--tokenizer google-bert/bert-base-uncased or a folder that holds it."
+        )
+    if name is None:
         tokenizer = train_tokenizer(
             texts, vocab_size=arguments.vocab_size, seed=seed, max_length=arguments.max_text_length
         )
     else:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-        if tokenizer.mask_token_id is None:
-            raise SystemExit(
-                f"tokenizer {arguments.tokenizer!r} has no mask token; choose one of a masked language model."
-            )
-        lengths = [len(ids) for ids in tokenizer(sorted(set(texts))).input_ids]
-        usual = min(LONGEST_TEXT, int(np.ceil(np.quantile(lengths, 0.99))))
-        tokenizer.model_max_length = arguments.max_text_length or usual
+        tokenizer = pretrained_tokenizer(name, texts, arguments.max_text_length)
     size = {"height": arguments.image_size, "width": arguments.image_size}
-    return SyncMaskProcessor(SyncMaskImageProcessor(size=size), tokenizer)
+    photos = standardisation(model.vision) if model.albef is None else ALBEF_PHOTOS
+    return SyncMaskProcessor(SyncMaskImageProcessor(size=size, **photos), tokenizer)
+
+
+def pretrained_tokenizer(name: str, texts: list[str], max_length: int | None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that reads `max_length` tokens, or as many as nearly all of the texts have."""
+    try:
+        tokenizer = load_tokenizer(name)
+    except ValueError as problem:
+        raise SystemExit(str(problem)) from problem
+    lengths = [len(ids) for ids in tokenizer(sorted(set(texts))).input_ids]
+    usual = min(LONGEST_TEXT, int(np.ceil(np.quantile(lengths, 0.99))))
+    tokenizer.model_max_length = max_length or usual
+    return tokenizer
+
+
+def standardisation(vision: str | None) -> dict[str, list[float]]:
+    """Return a vision checkpoint's mean and standard deviation; without either, the image processor's own are meant."""
+    if vision is None:
+        return {}
+    try:
+        settings, _ = SyncMaskImageProcessor.get_image_processor_dict(vision)
+    except OSError:
+        logger.warning("%r does not say how its photos are standardised: mean and deviation .5 are taken.", vision)
+        return {}
+    return {name: settings[name] for name in ("image_mean", "image_std") if name in settings}
 
 
 def build_model(
     kind: type[PreTrainedModel], arguments: ModelArguments, processor: SyncMaskProcessor, **more
 ) -> PreTrainedModel:
-    """Build the preset with its overrides, or load what training starts from; `more` goes to the config.
+    """Build the preset with its overrides, or load or convert what training starts from; `more` goes to the config.
 
     Args:
         kind: the class that is trained. arguments: what of. processor: gives image size and vocabulary.
     """
     if arguments.init_from is not None:
         model = kind.from_pretrained(start_of(arguments.init_from), dtype=torch.float32, **more)
+    elif arguments.vision is not None or arguments.albef is not None:
+        model = convert_model(kind, arguments, processor, **more)
     else:
         preset = {"tiny": SyncMaskConfig.tiny, "small": SyncMaskConfig.small, "base": SyncMaskConfig.base}
         tokenizer = processor.tokenizer
@@ -78,10 +120,45 @@ def build_model(
             "mask_token_id": tokenizer.mask_token_id,
             "max_position_embeddings": max(LONGEST_TEXT, tokenizer.model_max_length),
         }
-        model = kind(preset[arguments.preset](**{**fields, **arguments.model_overrides, **more}))
+        model = kind(preset[arguments.preset or "small"](**{**fields, **arguments.model_overrides, **more}))
     if arguments.freeze_towers:
         model.syncmask.vision_model.requires_grad_(False)
         model.syncmask.text_model.requires_grad_(False)
+    if arguments.lora_rank is not None:
+        add_adapters(model, arguments.lora_rank, arguments.lora_alpha, towers=not arguments.freeze_towers)
+    return model
+
+
+def convert_model(
+    kind: type[PreTrainedModel], arguments: ModelArguments, processor: SyncMaskProcessor, **more
+) -> PreTrainedModel:
+    """Build a model on other people's checkpoints, say what came over, and see that it fits the processor."""
+    tokenizer = processor.tokenizer
+    fields = {"image_size": side_of(processor), "mask_token_id": tokenizer.mask_token_id}
+    fields |= {**arguments.model_overrides, **more}
+    vision, text, albef = arguments.vision, arguments.text, arguments.albef
+    source = f"text {text!r}" if albef is None else f"albef {albef!r}"
+    try:
+        if albef is None:
+            model = kind.from_vision_text_pretrained(vision, text, arguments.split_layer, **fields)
+        else:
+            model = kind.from_albef(albef, **fields)
+    except (OSError, ValueError, StrictDataclassError) as problem:
+        raise SystemExit(f"{'vision and text' if albef is None else 'albef'}: {problem}") from problem
+    room, vocabulary = max_text_tokens(model.syncmask.text_model), model.config.text_config.vocab_size
+    if tokenizer.model_max_length > room:
+        raise SystemExit(
+            f"max_text_length is {tokenizer.model_max_length}, but {source} has positions for {room} "
+            "tokens: set it to that at most."
+        )
+    # Of ALBEF's the tokenizer is named by hand, so a smaller one is another one, and not a table with room to spare.
+    if len(tokenizer) > vocabulary or albef is not None and len(tokenizer) != vocabulary:
+        raise SystemExit(
+            f"the tokenizer of {source} knows {len(tokenizer)} tokens, but its model {vocabulary}: they "
+            "do not belong together."
+        )
+    if is_main():
+        logger.info("built on %s\n%s", source if albef else f"vision {vision!r}, {source}", model.conversion_report)
     return model
 
 
@@ -122,7 +199,13 @@ def build_masking(
     objective: PretrainingArguments, config: SyncMaskConfig, processor: SyncMaskProcessor, texts: list[str]
 ) -> Masking:
     """Collect the settings of masking and the train split's words."""
-    settings = MaskSettings(
+    word_scores, kinds = words_of(processor, texts, objective.word_mean_decay)
+    return Masking(mask_settings(objective), word_scores, config, kinds)
+
+
+def mask_settings(objective: PretrainingArguments) -> MaskSettings:
+    """Return what masking needs of an objective's settings."""
+    return MaskSettings(
         strategy=objective.mask_strategy,
         instance_weight=objective.mask_instance_weight,
         word_rate=objective.word_mask_rate,
@@ -138,8 +221,6 @@ def build_masking(
         gate_max_steps=objective.gate_max_steps,
         ramp_steps=objective.mask_ramp_steps,
     )
-    word_scores, kinds = words_of(processor, texts, objective.word_mean_decay)
-    return Masking(settings, word_scores, config, kinds)
 
 
 def words_of(processor: SyncMaskProcessor, texts: list[str], decay: float) -> tuple[WordScores, torch.Tensor]:

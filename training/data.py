@@ -55,7 +55,8 @@ def train_data(
     """Index some rows and make records of them; `options` go to `PhotoDataset`."""
     index = CorpusIndex.from_dataset(rows)
     resample, size = processor.image_processor.resample, side_of(processor)
-    photos = PhotoDataset(rows, index, image_size=size, seed=seed, augment=data.augment, resample=resample, **options)
+    options |= {"image_size": size, "augment": data.augment, "resample": resample, "fast_decode": data.fast_decode}
+    photos = PhotoDataset(rows, index, seed=seed, **options)
     return TrainData(rows, index, photos)
 
 

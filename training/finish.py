@@ -7,13 +7,18 @@ from syncmask.evaluation.result import Result
 from .trainer import Trainer
 
 
+def split_sizes(corpus) -> dict[str, dict[str, int]]:
+    """Count rows and items of every split."""
+    return {name: {"rows": len(rows), "items": len(np.unique(rows["item_id"]))} for name, rows in corpus.items()}
+
+
 def write_summary(trainer: Trainer, corpus, results: dict[str, Result], minutes: float):
     """Print the results' tables and where everything is; keep the same in summary.txt."""
     path = trainer.folder.path
-    counts = {name: (len(rows), len(np.unique(rows["item_id"]))) for name, rows in corpus.items()}
+    sizes = split_sizes(corpus).items()
     lines = [
         "",
-        "corpus: " + ", ".join(f"{name} {rows} rows of {items} items" for name, (rows, items) in counts.items()),
+        "corpus: " + ", ".join(f"{name} {size['rows']} rows of {size['items']} items" for name, size in sizes),
         f"trained {trainer.progress.step} steps in {trainer.progress.epoch} epochs; {minutes:.1f} minutes in all",
     ]
     if trainer.progress.substitutes:

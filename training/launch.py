@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -18,14 +19,15 @@ from transformers import PreTrainedModel
 
 from syncmask import register_auto_classes
 from syncmask.evaluation.result import library_versions
-from syncmask.processing.corpus import corpus_of_run, fingerprint
+from syncmask.processing.corpus import corpus_of_run, fingerprint, source_kind, source_of_run
 
-from .arguments import TrainArguments
+from .arguments import ModelArguments, TrainArguments
 from .faults import RunStopped, explain, report
-from .finish import write_summary
+from .finish import split_sizes, write_summary
 from .optim import make_optimizer, make_schedule
 from .parsing import save_config
 from .processes import on_main
+from .publishing import Publisher, check_publishing
 from .resume import changes, resume_newest, save_trainer
 from .run_folder import RunFolder
 from .sampler import GroupedBatchSampler
@@ -63,7 +65,9 @@ def run(arguments: TrainArguments, build: Build, command: str):
     """Build, train, evaluate."""
     started = time.monotonic()
     accelerator = start(arguments)
+    on_main(lambda: check_publishing(arguments))
     folder = RunFolder(arguments.run.folder, accelerator.is_main_process, arguments.run.log_batches)
+    publisher = Publisher(arguments, folder)
     on_main(lambda: folder.prepare(arguments.run.resume, arguments.run.overwrite))
     start_trackers(accelerator, arguments)
     # One process generates or reads the corpus first; the others find it in the cache.
@@ -72,8 +76,10 @@ def run(arguments: TrainArguments, build: Build, command: str):
     task, model = build(arguments, accelerator, corpus)
     trainer = build_trainer(arguments, accelerator, task, model, folder)
     on_main(lambda: write_config(trainer, corpus, command))
+    publisher.follow(trainer)
     if arguments.run.resume:
         resume_newest(trainer)
+    folder.usage.begin(accelerator, trainer.progress.step)
     trainer.fit()
     part(trainer)
     if accelerator.is_main_process:
@@ -81,7 +87,9 @@ def run(arguments: TrainArguments, build: Build, command: str):
         results = {}
         if arguments.run.evaluate:
             results = task.evaluate(folder.path, trainer.student.eval(), corpus, arguments.data.corpus)
+        folder.usage.close(accelerator, trainer.progress.step)
         write_summary(trainer, corpus, results, minutes=(time.monotonic() - started) / 60)
+        publisher.finish()
     accelerator.end_training()
 
 
@@ -153,6 +161,9 @@ def write_config(trainer: Trainer, corpus, command: str):
     about = {
         "command": command,
         "corpus_fingerprint": fingerprint(corpus["train"]),
+        "corpus_source": source_kind(source_of_run(dataclasses.asdict(arguments.data))),
+        "splits": split_sizes(corpus),
+        "started_from": hub_starts(arguments.model),
         "versions": library_versions(),
         "processes": trainer.accelerator.num_processes,
         "threads": torch.get_num_threads(),
@@ -166,6 +177,12 @@ def write_config(trainer: Trainer, corpus, command: str):
     trainer.task.processor.tokenizer.save_pretrained(trainer.folder.path / "tokenizer")
 
 
+def hub_starts(model: ModelArguments) -> list[str]:
+    """Name what training starts from, where that is on the Hub: a place on this machine means nothing elsewhere."""
+    starts = [start for start in (model.init_from, model.vision, model.text) if start]
+    return [start for start in dict.fromkeys(starts) if not Path(start).expanduser().exists()]
+
+
 def build_trainer(
     arguments: TrainArguments, accelerator: Accelerator, task: Task, model: PreTrainedModel, folder: RunFolder
 ) -> Trainer:
@@ -177,7 +194,7 @@ def build_trainer(
     )
     total_steps = optim.epochs * -(-sampler.batches // optim.gradient_accumulation_steps)
     total_steps = min(total_steps, optim.max_steps or total_steps)
-    optimizer = make_optimizer(model, learning_rate=optim.learning_rate, weight_decay=optim.weight_decay)
+    optimizer = make_optimizer(model, optim.learning_rate, optim.weight_decay, optim.layer_decay)
     schedule = make_schedule(optimizer, optim.warmup_steps, total_steps, optim.learning_rate_floor)
     model, optimizer = accelerator.prepare(model, optimizer)
     return Trainer(

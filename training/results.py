@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from syncmask import SyncMaskForPreTraining
+from syncmask.evaluation.batch_sheets import describe, save_batches
 from syncmask.evaluation.co_occurrence_protocol import co_occurrence
 from syncmask.evaluation.composed import retrieve_variants
 from syncmask.evaluation.false_negatives import itm_rates, pair_rates
@@ -18,11 +19,11 @@ from syncmask.evaluation.loading import load_checkpoint, sha256
 from syncmask.evaluation.measure import INSTANCE_WEIGHTS
 from syncmask.evaluation.metrics import Metric
 from syncmask.evaluation.protocol_names import Protocol
-from syncmask.evaluation.protocols import items
+from syncmask.evaluation.protocols import items, photo_names
 from syncmask.evaluation.recognition import head_scorers, recognition_outcomes
+from syncmask.evaluation.reporting import report_run
 from syncmask.evaluation.result import Result
 from syncmask.evaluation.running import Request, run_protocol
-from syncmask.evaluation.showcase import report_run
 from syncmask.processing.collator import UnreadablePhoto
 
 from .batches import random_batches
@@ -30,6 +31,7 @@ from .grouping import group_batches
 from .substitutes import readable
 
 if TYPE_CHECKING:
+    from .contrast import Contrast
     from .task_pretraining import Pretraining
 
 Measured = TypeVar("Measured")
@@ -105,13 +107,43 @@ def evaluating(model):
     model.train(training)
 
 
-def run_protocols(folder: Path, protocols: list[Protocol], corpus: str | None = None) -> dict[str, Result]:
-    """Score a run's final model, as users load it, by some protocols on its own corpus or another; write results/."""
+def run_protocols(
+    folder: Path, protocols: list[Protocol], splits: DatasetDict, corpus: str | None = None
+) -> dict[str, Result]:
+    """Score a run's final model, as users load it, by some protocols; write results/ and report/.
+
+    Args:
+        folder: the run's. protocols: in order. splits: of the run's corpus. corpus: another to score it on.
+    """
     loaded = load_checkpoint(folder)
     results = {protocol.value: run_protocol(loaded, Request(protocol, corpus)) for protocol in protocols}
     for result in results.values():
         result.save(folder / "results")
+    report_run(folder, loaded, splits)
     return results
+
+
+def save_grouping(folder: Path, contrast: Contrast, train: Dataset, seed: int):
+    """Write grouping.json: a random batch and one grouped by the final features, for the report.
+
+    Args:
+        folder: the run's. contrast: with the features. train: the whole train split, for the names of its photos.
+        seed: the run's.
+    """
+    data, planner, feats = contrast.data, contrast.plan_epoch, (contrast.bank.image_feats, contrast.bank.text_feats)
+    rows, batch = data.index, planner.batch_size
+    if len(data.rows) < batch:
+        return
+    options = {"seed": seed, "batch_size": batch}
+    orders = {
+        "random": random_batches(rows.item_ids, rows.text_ids, **options),
+        "grouped": group_batches(*feats, rows.item_ids, rows.text_ids, data.texts, tau=data.tau, **options).order,
+    }
+    # Whole items were set aside as a probe, so what is left of the split is told by its items.
+    kept = set(data.rows["item_id"])
+    names = photo_names(train)[[item in kept for item in train["item_id"]]]
+    about = (batch, names, rows.item_ids, *(part.numpy() for part in feats), planner.truth)
+    save_batches(folder, {kind: describe(order, *about) for kind, order in orders.items()}, contrast.grouped)
 
 
 def evaluate_pretraining(
@@ -150,7 +182,8 @@ def evaluate_pretraining(
     for result in results.values():
         result.model = {"path": str(final), "sha256": sha256(final / "model.safetensors")}
         result.save(folder / "results")
-    report_run(folder, teacher, task.processor, unseen, strategy, word_means=means.get(strategy))
+    save_grouping(folder, task.contrast, corpus["train"], task.seed)
+    report_run(folder, load_checkpoint(folder), corpus, split)
     return results
 
 

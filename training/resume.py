@@ -17,7 +17,10 @@ from .trainer import Trainer
 logger = logging.getLogger(__name__)
 
 # Settings that change neither weights nor records.
-FREE_TO_CHANGE = {"resume", "overwrite", "output_dir", "run_name", "num_workers", "keep_last", "log_with", "evaluate"}
+FREE_TO_CHANGE = {
+    *("resume", "overwrite", "output_dir", "run_name", "num_workers", "keep_last", "log_with", "evaluate"),
+    *("push_to_hub", "hub_model_id", "hub_private", "hub_strategy"),
+}
 
 
 def save_trainer(trainer: Trainer):
@@ -28,6 +31,7 @@ def save_trainer(trainer: Trainer):
     """
     random_states = gather_object([random_state()])
     on_main(lambda: write(trainer, random_states))
+    trainer.folder.usage.save(trainer.accelerator, trainer.progress.step)
 
 
 def write(trainer: Trainer, random_states: list[dict[str, torch.Tensor]]):

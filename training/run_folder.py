@@ -10,12 +10,17 @@ from pathlib import Path
 
 import torch
 
+from syncmask.evaluation.history import TIMES
+from syncmask.evaluation.masks_over_time import RECORD as MASKS
+from syncmask.evaluation.masks_over_time import MaskState
+
 from .checkpoint import flush
 from .faults import RunStopped, check_writable
+from .usage import Usage
 
 logger = logging.getLogger(__name__)
 
-RECORDS = ("metrics.jsonl", "batches.jsonl", "substitutes.jsonl")
+RECORDS = ("metrics.jsonl", "batches.jsonl", "substitutes.jsonl", TIMES, MASKS)
 
 
 class RunFolder:
@@ -27,7 +32,7 @@ class RunFolder:
 
     def __init__(self, path: Path, is_main: bool = True, log_batches: bool = False):
         self.path, self.is_main, self.log_batches = path, is_main, log_batches
-        self.started = time.monotonic()
+        self.started, self.usage = time.monotonic(), Usage(path)
 
     def prepare(self, resume: bool, overwrite: bool):
         """Make the folder, or refuse one that holds another run or cannot be written; on the main process.
@@ -56,6 +61,16 @@ class RunFolder:
         """Append the rows of a global batch to batches.jsonl, where that is asked for."""
         if self.is_main and self.log_batches:
             self._append("batches.jsonl", {"step": step, "epoch": epoch, "rows": rows.tolist()})
+
+    def log_times(self, step: int, epoch: int, figures: dict):
+        """Append to times.jsonl where the time went: kept apart from metrics.jsonl, whose bits can be compared."""
+        if self.is_main:
+            self._append(TIMES, {"step": step, "epoch": epoch, **figures})
+
+    def log_masks(self, state: MaskState | None):
+        """Append to masks_over_time.jsonl what the teacher would hide now in the photos that are followed."""
+        if self.is_main and state is not None:
+            self._append(MASKS, state.line())
 
     def log_substitute(self, step: int, epoch: int, row: int, substitute: int, reason: str):
         """Append to substitutes.jsonl that a photo could not be read, and which row stood in for it."""

@@ -124,10 +124,12 @@ class SubstitutingCollator:
 
 
 def readable(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Leave out the rows whose photos cannot be read, with a warning that counts them; reads every photo.
+    """Leave out the rows whose photos cannot be read, with a warning that names them; reads every photo."""
+    return dataset.select(readable_rows(dataset))
 
-    Of triplets, the reference photos (`candidate`) are read too.
-    """
+
+def readable_rows(dataset: datasets.Dataset) -> list[int]:
+    """List the rows whose photos can be read; of triplets, the reference photos (`candidate`) are read too."""
     columns = [name for name in ("image", "candidate") if name in dataset.column_names]
     cells = dataset.select_columns(columns).with_format(None)
     for name in columns:
@@ -140,4 +142,4 @@ def readable(dataset: datasets.Dataset) -> datasets.Dataset:
             kept.append(row)
         except UnreadablePhoto as problem:
             logger.warning("left out: %s", problem)
-    return dataset.select(kept)
+    return kept

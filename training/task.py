@@ -12,9 +12,11 @@ import torch
 from transformers import PreTrainedModel
 
 from syncmask import SyncMaskProcessor
+from syncmask.evaluation.masks_over_time import MaskState
 from syncmask.evaluation.result import Result
 
 from .data import TrainData
+from .lora import merged_weights
 from .masking import StepMasks
 from .progress import Progress
 from .teacher import TeacherOutput
@@ -72,6 +74,10 @@ class Task(ABC):
     def validate(self, model: PreTrainedModel) -> dict[str, float]:
         """Return figures on items never trained on, `recall_mean` or `accuracy_mean` first; {} without such items."""
 
+    def mask_state(self, progress: Progress) -> MaskState | None:
+        """Return what would be hidden now in the photos that are followed; None where nothing is masked."""
+        return None
+
     @abstractmethod
     def evaluate(self, folder: Path, student: PreTrainedModel, corpus, name: str) -> dict[str, Result]:
         """Run the protocols on the final model, write results/ and what else there is to see, and return the results.
@@ -112,6 +118,6 @@ class Task(ABC):
         """Take up what `tensors` and `state` returned."""
 
     def save_final(self, student: PreTrainedModel, final: Path):
-        """Write what users load."""
-        student.save_pretrained(final)
+        """Write what users load, its adapters merged."""
+        student.save_pretrained(final, state_dict=merged_weights(student))
         self.processor.save_pretrained(final)

@@ -87,7 +87,8 @@ class Classification(Task):
     ) -> dict[str, Result]:
         """Score by `recognition-*` for the columns that have a protocol."""
         levels = {column: protocol for protocol, column in LEVELS.items()}
-        return run_protocols(folder, [Protocol(levels[column]) for column in self.label_sets if column in levels])
+        protocols = [Protocol(levels[column]) for column in self.label_sets if column in levels]
+        return run_protocols(folder, protocols, corpus)
 
 
 def find_labels(rows: Dataset, columns: list[str]) -> dict[str, list[str]]:

@@ -78,8 +78,8 @@ class Composed(Task):
     ) -> dict[str, Result]:
         """Score by both FashionIQ protocols on FashionIQ, by `colour-variants` on other triplets."""
         if holds_fashioniq(Path(name)) or is_converted(Path(name)):
-            return run_protocols(folder, [Protocol.FASHIONIQ_ORIGINAL, Protocol.FASHIONIQ_VAL], corpus=name)
-        return run_protocols(folder, [Protocol.COLOUR_VARIANTS])
+            return run_protocols(folder, [Protocol.FASHIONIQ_ORIGINAL, Protocol.FASHIONIQ_VAL], corpus, name)
+        return run_protocols(folder, [Protocol.COLOUR_VARIANTS], corpus)
 
 
 def photo_ids(targets: list[str], references: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,17 +10,20 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from syncmask import SyncMaskForPreTraining, SyncMaskProcessor
+from syncmask.evaluation.masks_over_time import MaskState
 from syncmask.evaluation.result import Result
 from syncmask.word_scores import WordScores
 
 from .arguments import PretrainingArguments
 from .contrast import Contrast
+from .mask_record import MaskRecord
 from .masking import Masking, StepMasks
 from .noise import draw_noise
 from .processes import check_equal, gather_padded
 from .progress import Progress
 from .results import evaluate_pretraining, validate_items
 from .task import Look, Slice, Task
+from .teacher import TeacherOutput
 
 TERMS = ("itc", "itm", "mlm", "mim")
 
@@ -52,6 +55,7 @@ class Pretraining(Task):
         self.settings, self.accelerator = settings, accelerator
         self.contrast, self.masking, self.probe = contrast, masking, probe
         self.validation, self.final_weights, self.seed = validation, final_weights, seed
+        self.mask_record = MaskRecord(validation, processor, seed)
 
     @property
     def teacher(self):
@@ -88,9 +92,15 @@ class Pretraining(Task):
         with self.accelerator.autocast():
             seen = self.teacher(batch)
             masks = self.masking.masks(progress.step, batch, self.teacher, seen, noise)
+            words = self._hidden_words(batch, seen, masks) if self.settings.mlm_soft_targets else None
         inputs, fallbacks = self.contrast.inputs(batch, seen, noise.negatives, progress.step)
         names = ("text_mask", "masked_input_ids", "patch_mask")
-        return Look(inputs | {name: getattr(masks, name) for name in names}, seen, masks, fallbacks)
+        inputs |= {name: getattr(masks, name) for name in names}
+        return Look(inputs | {"teacher_mlm_logits": words}, seen, masks, fallbacks)
+
+    def _hidden_words(self, batch: dict[str, torch.Tensor], seen: TeacherOutput, masks: StepMasks) -> torch.Tensor:
+        texts = (masks.masked_input_ids, batch["attention_mask"], masks.text_mask)
+        return self.teacher.hidden_words(*texts, seen.image_embeds)
 
     def after_step(self, student: SyncMaskForPreTraining):
         """Let the teacher follow."""
@@ -119,6 +129,10 @@ class Pretraining(Task):
     def validate(self, model: SyncMaskForPreTraining) -> dict[str, float]:
         """Recall on the validation items."""
         return validate_items(model, self.processor, self.validation, self.seed)
+
+    def mask_state(self, progress: Progress) -> MaskState | None:
+        """Return what the teacher would hide now in the photos that are followed."""
+        return self.mask_record.state(progress.step, progress.epoch, self.teacher, self.masking)
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return teacher, feature bank and m[v]."""

@@ -15,7 +15,7 @@ from syncmask.evaluation.result import Result
 from .contrast import Contrast
 from .noise import draw_rows
 from .progress import Progress
-from .results import run_protocols, validate_items
+from .results import run_protocols, save_grouping, validate_items
 from .task import Look, Slice, Task
 
 
@@ -84,5 +84,6 @@ class Retrieval(Task):
         self.contrast.restore(tensors, state)
 
     def evaluate(self, folder: Path, student: SyncMaskForImageTextRetrieval, corpus, name: str) -> dict[str, Result]:
-        """Score by `items`."""
-        return run_protocols(folder, [Protocol.ITEMS])
+        """Score by `items`; write results/ and report/."""
+        save_grouping(folder, self.contrast, corpus["train"], self.seed)
+        return run_protocols(folder, [Protocol.ITEMS], corpus)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from syncmask.masks import hidden_positions
 from syncmask.scores import attention_scores
 
 
@@ -67,6 +68,13 @@ class MomentumTeacher:
             scores=scores,
             temperature=base.temperature.float(),
         )
+
+    @torch.no_grad()
+    def hidden_words(self, masked_input_ids, attention_mask, text_mask, image_embeds) -> torch.Tensor:
+        """Read masked texts (B, L) with their photos' tokens: logits (M, V) at the M hidden tokens, row by row."""
+        positions, real = hidden_positions(text_mask)
+        texts = self.model.syncmask.encode_text(masked_input_ids, attention_mask)
+        return self.model.mlm_logits(texts, attention_mask, image_embeds, positions)[real]
 
     @torch.no_grad()
     def update(self, student: PreTrainedModel):

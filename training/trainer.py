@@ -24,6 +24,7 @@ from .processes import on_main, stop_all
 from .progress import Agreed, Progress
 from .run_folder import RunFolder
 from .sampler import GroupedBatchSampler
+from .stopwatch import Stopwatch
 from .substitutes import BatchesInContext, SubstitutingCollator, SubstitutingPhotos
 from .task import Look, Slice, Task
 
@@ -58,7 +59,7 @@ class Trainer:
         self.sampler, self.save, self.folder = sampler, save, folder
         self.total_steps = total_steps
         self.progress = Progress()
-        self.started = time.monotonic()
+        self.started, self.stopwatch = time.monotonic(), Stopwatch()
         # Agreed on by all processes after each batch: whether to end early, and by which signal.
         self.late, self.stop_signal = False, 0
         self.signals = StopSignals()
@@ -76,6 +77,7 @@ class Trainer:
             RunStopped: on SIGINT or SIGTERM, once the running step is done and saved; where a loss is not finite.
         """
         loader = self._loader()
+        self.stopwatch.restart()
         with (
             self.signals,
             tqdm(
@@ -93,7 +95,7 @@ class Trainer:
                 if self._epoch_is_over():
                     self._end_epoch(self.arguments.run.validate_every_epochs)
                 else:
-                    self.save(self)
+                    self._save()
                 if self.stop_signal:
                     self._stop_by_signal()
 
@@ -114,14 +116,17 @@ class Trainer:
     def _start_epoch(self):
         epoch = self.progress.epoch
         self.task.begin_epoch(epoch)
-        order, figures = on_main(lambda: self.task.order(epoch))
+        if self.progress.step == 0:
+            self._log_masks()
+        with self.stopwatch.phase("planning"):
+            order, figures = on_main(lambda: self.task.order(epoch))
         self.sampler.set_order(epoch, order)
         self._log("batches", figures)
 
     def _run_epoch(self, loader: DataLoader, bar: tqdm):
         """Train on what is left of the epoch, or until the run is to end."""
         every = self.arguments.run.checkpoint_every
-        for batch in loader:
+        for batch in self.stopwatch.waits(loader):
             stepped = self.train_step(batch)
             self.sampler.advance()
             if not stepped:
@@ -132,17 +137,29 @@ class Trainer:
             if step >= self.total_steps or self.late or self.stop_signal:
                 return
             if every and step % every == 0 and not self._epoch_is_over():
-                self.save(self)
+                self._save()
 
     def _end_epoch(self, validate_every: int):
         self.progress.epoch += 1
         self.task.check()
         last = self.progress.step >= self.total_steps
         if self.progress.epoch % validate_every == 0 or last:
-            figures = on_main(lambda: self.task.validate(self.student))
+            with self.stopwatch.phase("validating"):
+                figures = on_main(lambda: self.task.validate(self.student))
             self._log("validation", figures)
             self._note_best(figures)
-        self.save(self)
+        self._log_masks()
+        self._save()
+
+    def _log_masks(self):
+        """Keep what would be hidden now, for the report."""
+        with self.stopwatch.phase("validating"):
+            self.folder.log_masks(on_main(lambda: self.task.mask_state(self.progress)))
+
+    def _save(self):
+        with self.stopwatch.phase("saving"):
+            self.save(self)
+        self._log_times()
 
     def _note_best(self, figures: dict[str, float]):
         name = self.arguments.run.best_metric
@@ -168,6 +185,9 @@ class Trainer:
 
     def _log(self, split: str, figures: dict):
         self.folder.log(self.progress.step, self.progress.epoch, split, figures)
+
+    def _log_times(self):
+        self.folder.log_times(self.progress.step, self.progress.epoch, self.stopwatch.read())
 
     def _epoch_is_over(self) -> bool:
         return len(self.sampler.order) > 0 and len(self.sampler) == 0
@@ -205,6 +225,7 @@ class Trainer:
         # 4. What remembers: features, running means.
         self.task.remember(batch, look, agreed.losses)
         self.folder.log_rows(progress.step, progress.epoch, gather_rows(batch["row_ids"]))
+        self.stopwatch.pairs += len(batch["row_ids"]) * self.accelerator.num_processes
         progress.micro_step += 1
         if stepping:
             progress.step += 1
@@ -266,6 +287,7 @@ class Trainer:
             **self.task.figures(batch, look, self.student, step),
         }
         self._log("train", figures)
+        self._log_times()
         self.accelerator.log(figures, step=step)
 
     def _stop_not_finite(self, rows: torch.Tensor, figures: dict[str, float]):

@@ -1,0 +1,159 @@
+"""What training keeps for the report: masks of a few photos after each epoch, times by phase, two batches."""
+
+import json
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from syncmask.evaluation.batch_sheets import read_batches
+from syncmask.evaluation.history import read_history
+from syncmask.evaluation.masks_over_time import RECORD, read_mask_states
+from syncmask.evaluation.protocols import photo_names
+from syncmask.processing.corpus import load_corpus
+from syncmask.training import resume, task_pretraining
+from syncmask.training.pretrain import main
+from syncmask.training.stopwatch import PHASES, Stopwatch, memory
+
+SMALL = [
+    *("--corpus", "garments", "--num_items", "60", "--image_size", "32", "--preset", "tiny", "--log_batches"),
+    *("--model_overrides", '{"patch_size": 8, "projection_dim": 16}', "--mask_strategy", "evidence"),
+    *("--per_device_batch_size", "16", "--epochs", "3", "--warmup_steps", "2", "--learning_rate", "1e-3"),
+    *("--gate_every", "2", "--gate_max_steps", "4", "--mask_ramp_steps", "2", "--teacher_momentum", "0.9"),
+    *("--num_threads", "1", "--log_every", "2", "--deterministic", "--checkpoint_every", "3"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _restore_torch():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def train(folder, *more):
+    main([*SMALL, "--output_dir", str(folder), "--run_name", "run", *more])
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("finished"), "--no-evaluate")
+
+
+class Killed(Exception):
+    pass
+
+
+def test_masks_are_kept_before_the_first_step_and_after_each_epoch(finished):
+    states = read_mask_states(finished)
+    steps = [line["step"] for line in read_history(finished) if line["split"] == "validation"]
+    assert [state.step for state in states] == [0, *steps] and [state.epoch for state in states] == [0, 1, 2, 3]
+    assert states[0].strength == 0 and states[-1].strength == 1 and states[0].grid == [4, 4]
+    validation = load_corpus("garments", num_items=60, image_size=32)["validation"]
+    names = photo_names(validation).tolist()
+    rows = [names.index(name) for name in states[0].photos]
+    assert len({validation[row]["item_id"] for row in rows}) == len(rows) >= 2  # different items
+    for state in states:
+        assert state.photos == states[0].photos
+        for length, words, patches in zip(state.lengths, state.words, state.patches):
+            assert len(words) == round(0.3 * length) and len(patches) == round(0.4 * 16)
+    assert states[0].words != states[-1].words
+    assert (finished / RECORD).stat().st_size / len(states) < 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoints", [1, 2, 4])
+def test_a_resumed_run_keeps_the_same_masks(finished, tmp_path, monkeypatch, checkpoints):
+    done, real = [], resume.save_checkpoint
+
+    def save(*args, **kwargs):
+        real(*args, **kwargs)
+        done.append(1)
+        if len(done) == checkpoints:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "save_checkpoint", save)
+        with pytest.raises(Killed):
+            train(tmp_path, "--no-evaluate")
+    with (tmp_path / "run" / RECORD).open("a") as file:
+        file.write('{"step": 99, "half a li')  # as a kill leaves it
+    run = train(tmp_path, "--no-evaluate", "--resume")
+    assert (run / RECORD).read_bytes() == (finished / RECORD).read_bytes()
+    steps = [line["step"] for line in read_history(run, "times.jsonl") if line["pairs"]]
+    assert steps == sorted(steps)
+
+
+@pytest.mark.slow
+def test_following_photos_changes_no_bit_of_the_run(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(task_pretraining.MaskRecord, "state", lambda *_: None)
+    run = train(tmp_path, "--no-evaluate")
+    assert not (run / RECORD).exists()
+    for name in ("batches.jsonl", "metrics.jsonl"):
+        one, other = ([{**line, "time_s": 0} for line in read_history(folder, name)] for folder in (run, finished))
+        assert one == other
+    assert (run / "final" / "model.safetensors").read_bytes() == (finished / "final" / "model.safetensors").read_bytes()
+
+
+def test_times_count_every_pair_and_second_once(finished):
+    times = read_history(finished, "times.jsonl")
+    rows = sum(len(line["rows"]) for line in read_history(finished, "batches.jsonl"))
+    assert sum(line["pairs"] for line in times) == rows
+    for line in times:
+        phases = [line[f"{name}_s"] for name in PHASES]
+        assert min(phases) >= 0 and sum(phases) <= line["seconds"] + 0.01
+        assert line["peak_rss_bytes"] > 50e6
+    assert sum(line["validating_s"] for line in times) > 0 and sum(line["saving_s"] for line in times) > 0
+
+
+def test_a_stopwatch_tells_phases_apart():
+    watch = Stopwatch()
+
+    def batches():
+        for number in range(3):
+            time.sleep(0.02)
+            yield number
+
+    assert list(watch.waits(batches())) == [0, 1, 2]
+    with pytest.raises(ValueError, match="stop"), watch.phase("saving"):
+        time.sleep(0.02)
+        raise ValueError("stop")
+    read = watch.read()
+    assert 0.06 <= read["waiting_s"] < 0.5 and read["saving_s"] >= 0.02 and read["planning_s"] == 0
+    assert read["seconds"] >= read["waiting_s"] + read["saving_s"] and watch.read()["waiting_s"] == 0
+    assert memory()["peak_rss_bytes"] > 1e6
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_a_whole_report_that_can_be_made_again(tmp_path, capsys):
+    from typer.testing import CliRunner
+
+    from syncmask.evaluation.cli import app
+
+    run = train(tmp_path)
+    page = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "What is not here" not in page
+    for heading in ("The masks over training time", "Where words look", "A random and a grouped batch", "The corpus"):
+        assert f"<h2>{heading}</h2>" in page
+    batches, used = read_batches(run)
+    train_names = set(photo_names(load_corpus("garments", num_items=60, image_size=32)["train"]).tolist())
+    for batch in batches.values():
+        assert set(batch.photos) <= train_names and len(batch.photos) == 16 and batch.same_item_pairs == 0
+        cosines = np.array(batch.cosines) / 100
+        assert abs(cosines).max() <= 1.01 and batch.own == pytest.approx(cosines.diagonal().mean(), abs=0.3)
+    assert isinstance(used, bool) and set(batches["grouped"].photos) != set(batches["random"].photos)
+    names = {path.name for path in (run / "report").iterdir()}
+    (run / "report" / "index.html").unlink()
+    done = CliRunner().invoke(app, ["report", str(run)], catch_exceptions=False)
+    assert done.exit_code == 0 and {path.name for path in (run / "report").iterdir()} == names
+    # Only usage.json goes on counting after the first report.
+    speed = re.compile(r"<h2>Speed and memory.*?</section>", re.DOTALL)
+    again = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert speed.sub("", again) == speed.sub("", page)
+    (run / RECORD).unlink()
+    (run / "grouping.json").write_text(json.dumps({"used": False, "batches": {}}))
+    CliRunner().invoke(app, ["report", str(run)], catch_exceptions=False)
+    page = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "The masks over training time: the run was made by a version that did not record it" in page

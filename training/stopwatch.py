@@ -1,0 +1,69 @@
+"""Where a run's time goes: seconds by phase between two readings, and the memory at its highest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+PHASES = ("waiting", "planning", "validating", "saving")
+
+
+class Stopwatch:
+    """Counts the seconds of the phases; what is left of the clock is training itself.
+
+    waiting: for the next batch's photos. planning: the order of an epoch. validating: figures and masks of unseen
+    items. saving: checkpoints.
+    """
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self):
+        """Forget what was counted."""
+        self.since = time.monotonic()
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.pairs = 0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what is done inside."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.monotonic() - begun
+
+    def waits(self, batches: Iterable) -> Iterator:
+        """Hand batches on, counting how long each was waited for."""
+        batches = iter(batches)
+        while True:
+            with self.phase("waiting"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def read(self) -> dict[str, float | int | None]:
+        """Return what was counted since the last reading, and begin anew: seconds, those by phase, pairs, memory."""
+        seconds = {"seconds": time.monotonic() - self.since} | {
+            f"{name}_s": spent for name, spent in self.seconds.items()
+        }
+        figures = {name: round(value, 4) for name, value in seconds.items()} | {"pairs": self.pairs} | memory()
+        self.restart()
+        return figures
+
+
+def memory() -> dict[str, int | None]:
+    """Return the highest resident memory of this process in bytes (None where the system does not tell), and the GPU's.
+
+    Read from /proc: `resource.getrusage` inherits the figure of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    found = [1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    device = {"peak_gpu_bytes": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {}
+    return {"peak_rss_bytes": found[0] if found else None} | device
