@@ -228,13 +228,14 @@ def settings_of(run: Path) -> dict:
 
 
 def published_base(run: Path) -> str | None:
-    """Name, on the Hub, what a run started from: `model.init_from`, or where that run was published; None = unknown."""
+    """Name, on the Hub, what a run started from, where that is another run that was published; None = unknown.
+
+    A start that was a name on the Hub already is told by the run's record, and the card takes it from there.
+    """
     start = settings_of(run).get("model", {}).get("init_from")
-    if not start:
+    folder = Path(start).expanduser() if start else None
+    if folder is None or not folder.exists():
         return None
-    folder = Path(start).expanduser()
-    if not folder.exists():
-        return start if folder.parts[1:] and len(folder.parts) == 2 and not folder.is_absolute() else None
     folder = folder.parent if folder.name == "final" else folder
     records = sorted(folder.glob("publish/*.json"), key=lambda file: file.stat().st_mtime)
     return json.loads(records[-1].read_text(encoding="utf-8"))["repo_id"] if records else None

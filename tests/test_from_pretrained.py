@@ -14,6 +14,7 @@ from transformers import (
     AutoModel,
     AutoModelForPreTraining,
     AutoProcessor,
+    AutoTokenizer,
     CLIPImageProcessor,
     PreTrainedTokenizerFast,
     RobertaTokenizer,
@@ -167,6 +168,7 @@ def assert_a_run_that_loads(folder, vision, text):
     final = folder / "run" / "final"
     processor, model = AutoProcessor.from_pretrained(final), AutoModelForPreTraining.from_pretrained(final).eval()
     assert model.config.mask_token_id == processor.tokenizer.mask_token_id
+    assert processor.tokenizer.get_vocab() == AutoTokenizer.from_pretrained(folder / f"{text}-source").get_vocab()
     assert [list(getattr(processor.image_processor, name)) for name in ("image_mean", "image_std")] == [MEAN, STD]
     assert processor.image_processor.size["height"] == model.config.vision_config.image_size == 32
     kinds = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "siglip2": "siglip_vision_model"}

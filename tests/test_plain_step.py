@@ -1,4 +1,4 @@
-"""The fast step and the plain one that it is timed against: the same losses, the same gradients, the same next weights."""
+"""The fast step and the plain one that it is timed against: equal losses, gradients and next weights."""
 
 import pytest
 import torch
