@@ -5,12 +5,11 @@ Each benchmark runs in a process of its own, one after the other, since what one
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 
-from .measure import Row, print_table
+from .measure import Row, arguments, print_table
 
 MODULES = ("training_step", "grouping", "retrieval", "inference", "decoding")
 
@@ -33,10 +32,7 @@ def run(module: str, quick: bool) -> tuple[list[dict], dict]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run and print; returns the exit code, 1 where a floor was missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing large; about ten minutes")
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
-    given = parser.parse_args(argv)
+    given = arguments(__doc__).parse_args(argv)
     rows, about = [], {}
     for module in MODULES:
         found, about = run(module, given.quick)

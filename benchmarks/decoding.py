@@ -7,7 +7,6 @@ seconds, in turns, one thread.
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 
@@ -20,7 +19,7 @@ from transformers import CLIPImageProcessorPil
 from syncmask.processing.collator import PhotoDataset, normalise
 from syncmask.processing.corpus import CorpusIndex
 
-from .measure import Row, in_turns, print_rows, timed_row
+from .measure import Row, arguments, in_turns, print_rows, timed_row
 
 SIDE, PHOTOS = 224, 16
 
@@ -69,10 +68,7 @@ def rows(quick: bool) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run and print; returns the exit code, 1 where a floor was missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
-    given = parser.parse_args(argv)
+    given = arguments(__doc__).parse_args(argv)
     return print_rows(rows(given.quick), given.json)
 
 

@@ -18,7 +18,7 @@ from scipy import sparse
 
 from syncmask.training.grouping import greedy_walk, plan_epoch, same_item_or_text
 
-from .measure import Row, in_turns, peak_memory, print_rows, timed_row
+from .measure import Row, arguments, in_turns, peak_memory, print_rows, timed_row
 
 DIM, SUB_QUEUE, BATCH, FASHIONGEN = 256, 1_920, 64, 260_480
 
@@ -126,9 +126,7 @@ def rows(quick: bool) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run and print; returns the exit code, 1 where a floor was missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser = arguments(__doc__)
     parser.add_argument("--rows", type=int, help="also an epoch of so many pairs, such as 1000000")
     parser.add_argument("--measure_epoch", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)

@@ -7,14 +7,13 @@ CPU seconds, in turns, one thread. The notes say how far the answers of bf16 are
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 
 import torch
 from transformers import AutoModel
 
-from .measure import Row, in_turns, print_rows, timed_row
+from .measure import Row, arguments, in_turns, print_rows, timed_row
 from .plain_step import PlainStep, linear
 from .training_step import draw_inputs, small_model
 
@@ -81,10 +80,7 @@ def rows(quick: bool) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run and print; returns the exit code, 1 where a floor was missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
-    given = parser.parse_args(argv)
+    given = arguments(__doc__).parse_args(argv)
     return print_rows(rows(given.quick), given.json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import platform
@@ -139,6 +140,14 @@ def _processor() -> str:
     flags = next((line for line in lines if line.startswith("flags")), "")
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     return name + (", avx512_bf16" if "avx512_bf16" in flags else "")
+
+
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has; `about` is its docstring."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing large")
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    return parser
 
 
 def print_rows(rows: Sequence[Row], as_json: bool) -> int:

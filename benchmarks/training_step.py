@@ -24,7 +24,7 @@ from syncmask.training.optim import make_optimizer
 from syncmask.training.teacher import MomentumTeacher
 from syncmask.word_scores import WordScores
 
-from .measure import Row, in_turns, peak_memory, print_rows, timed_row
+from .measure import Row, arguments, in_turns, peak_memory, print_rows, timed_row
 from .plain_step import PlainStep, StepInputs
 
 BATCH, LENGTH, HIDDEN = 4, 25, 4
@@ -199,9 +199,7 @@ def rows(quick: bool) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run and print; returns the exit code, 1 where a floor was missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three rounds instead of seven")
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser = arguments(__doc__)
     parser.add_argument("--peak_of", choices=("ours", "plain"), help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
