@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import yaml
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import Pipeline, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -205,8 +205,7 @@ def stage_code(kind: type, staged: Path) -> None:
 def stage_word_scores(source: Path, target: Path) -> None:
     """Copy the words' running means, and of the file's own notes the known ones alone."""
     known = ("strategy", "instance_weight", "layer", "weights")
-    with safe_open(str(source), framework="pt") as file:
-        notes = file.metadata() or {}
+    notes = WordScores.settings_in(source)
     WordScores.load(source).save(target, {name: notes[name] for name in known if name in notes})
 
 

@@ -1,8 +1,10 @@
 """WordScores: the running mean of what each word scores over all photos, m[v]."""
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from .gather import num_processes
@@ -91,8 +93,15 @@ class WordScores:
         return scores
 
     def save(self, path: str | Path, settings: dict[str, str] | None = None):
-        """Write a safetensors file; `settings` (strategy, layer, weight ...) go into its metadata."""
-        save_file(self.state_tensors(), str(path), metadata=settings or {})
+        """Write a safetensors file; `settings` (strategy, layer, weight ...) go into its metadata (`settings_in`)."""
+        # As one entry, since safetensors writes several in an order of its own each time.
+        save_file(self.state_tensors(), str(path), metadata={"settings": json.dumps(settings or {}, sort_keys=True)})
+
+    @staticmethod
+    def settings_in(path: str | Path) -> dict[str, str]:
+        """Read the settings that `save` wrote beside the means; {} where there are none."""
+        with safe_open(str(path), framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("settings", "{}"))
 
     @classmethod
     def load(cls, path: str | Path) -> "WordScores":

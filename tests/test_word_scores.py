@@ -1,6 +1,5 @@
 import pytest
 import torch
-from safetensors import safe_open
 
 import syncmask.word_scores as word_scores_module
 from syncmask.word_scores import WordScores
@@ -107,13 +106,16 @@ def test_save_and_load_give_the_same_means(pairs, tmp_path):
     scores = WordScores.from_texts(texts(pairs), decay=0.9)
     rows = scores.rows(pairs["input_ids"], pairs["word_ids"])
     scores.update(rows, torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)), rows % 2 == 0)
-    scores.save(tmp_path / "word_scores.safetensors", {"strategy": "attention"})
+    settings = {"strategy": "attention", "layer": "0", "weights": "student", "instance_weight": "1"}
+    scores.save(tmp_path / "word_scores.safetensors", settings)
     loaded = WordScores.load(tmp_path / "word_scores.safetensors")
     assert loaded.vocabulary == scores.vocabulary and loaded.decay == 0.9
     assert torch.equal(loaded.sums, scores.sums) and torch.equal(loaded.counts, scores.counts)
     assert torch.equal(loaded.rows(pairs["input_ids"], pairs["word_ids"]), rows)
-    with safe_open(tmp_path / "word_scores.safetensors", "pt") as file:
-        assert file.metadata() == {"strategy": "attention"}
+    assert WordScores.settings_in(tmp_path / "word_scores.safetensors") == settings
+    for _ in range(4):
+        scores.save(tmp_path / "again.safetensors", dict(reversed(settings.items())))
+        assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "word_scores.safetensors").read_bytes()
 
 
 def test_words_of_another_corpus_are_unseen(pairs):
