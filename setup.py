@@ -52,6 +52,7 @@ setup(
         "pyyaml>=6.0",
         "typer>=0.29",
         "tqdm>=4.70",
+        "psutil>=7.0",
     ],
     extras_require={**EXTRAS, "test": TEST, "dev": [*TEST, "ruff>=0.17", "pre-commit>=4.0"]},
     entry_points={"console_scripts": ["syncmask = syncmask.__main__:main"]},

@@ -11,7 +11,7 @@ import sys
 
 from .measure import Row, arguments, print_table
 
-MODULES = ("training_step", "grouping", "retrieval", "inference", "decoding")
+MODULES = ("training_step", "memory", "grouping", "retrieval", "inference", "decoding")
 
 
 def run(module: str, quick: bool) -> tuple[list[dict], dict]:

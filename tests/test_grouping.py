@@ -19,7 +19,7 @@ from syncmask.training.grouping import (
     same_item_or_text,
     too_alike,
 )
-from syncmask.training.partition import split_into_parts
+from syncmask.training.partition import MOST_CLUSTERS, kmeans, small_clusters, split_into_parts
 
 
 def features(rows, dim=16, *, items=None, seed=0):
@@ -100,6 +100,29 @@ def test_ruled_walk_equals_the_loop(batch_size, seed):
     assert walk.order.tolist() == order
     assert (walk.fallbacks, walk.forced) == (fallbacks, forced)
     assert fallbacks + forced > 0, "the case is meant to reach the fallbacks"
+
+
+@pytest.mark.parametrize("density", [0.02, 0.3, 0.6])
+def test_ruled_walk_equals_the_loop_where_rules_are_dense_and_fallbacks_follow_one_another(density):
+    """Several fallbacks in a batch, and none in the next: what is remembered of rule 1 must be of this batch."""
+    image_feats, text_feats, items = features(60, items=12, seed=4)
+    similarity = (image_feats @ text_feats.T).numpy()
+    rule1 = same_item_or_text(items, items)
+    fallbacks = 0
+    for seed in range(4):
+        alike = np.random.default_rng(seed).random((60, 60)) < density
+        rules = rule1 | alike | alike.T
+        walk = greedy_walk(similarity, rule1, rules, 12, start=seed)
+        assert (walk.order.tolist(), walk.fallbacks, walk.forced) == slow_ruled_walk(similarity, rule1, rules, 12, seed)
+        fallbacks += walk.fallbacks
+    assert fallbacks, "the case is meant to reach them"
+
+
+def test_rule_1_of_large_numbers_equals_the_definition():
+    rng = np.random.default_rng(0)
+    items, texts = (rng.integers(0, 9, 40) * 2**33 for _ in range(2))
+    expected = [[items[i] == items[j] or texts[i] == texts[j] for j in range(40)] for i in range(40)]
+    assert np.array_equal(same_item_or_text(items, texts), expected)
 
 
 def test_an_extreme_scale_revisits_no_row():
@@ -211,6 +234,43 @@ def test_parts_of_equal_points_and_of_batches_above_the_part_size():
     assert all(len(part) % 512 == 0 and len(part) <= 3 * 512 for part in large)
     with pytest.raises(ValueError, match="no multiple"):
         split_into_parts(equal[:15], 10, 100, np.random.default_rng(0))
+
+
+def test_some_rows_of_a_corpus_are_ordered_as_if_they_were_all():
+    """Numbers of rows in place of a copy of their features: the same order, and untouched rows may hold anything."""
+    image_feats, text_feats, items = features(120, items=40)
+    rows = np.random.default_rng(0).permutation(120)[:67]
+    alone = group(image_feats[rows], text_feats[rows], items[rows])
+    image_feats[np.setdiff1d(np.arange(120), rows)] = torch.nan
+    among = group(image_feats, text_feats, items, rows=rows)
+    assert np.array_equal(among.order, rows[alone.order])
+    assert (among.fallbacks, among.forced) == (alone.fallbacks, alone.forced)
+
+
+def test_half_precision_in_a_mapped_file_gives_the_order_of_the_same_numbers(tmp_path):
+    image_feats, text_feats, items = features(400, items=200)
+    mapped = []
+    for name, feats in {"image": image_feats, "text": text_feats}.items():
+        np.save(tmp_path / f"{name}.npy", feats.half().numpy())
+        mapped.append(np.load(tmp_path / f"{name}.npy", mmap_mode="c"))
+    order = group(*mapped, items, batch_size=40, part_size=1000).order
+    rounded = [feats.half().float() for feats in (image_feats, text_feats)]
+    assert np.array_equal(order, group(*rounded, items, batch_size=40, part_size=1000).order)
+    assert sorted(group(*mapped, items, part_size=64).order.tolist()) == list(range(400))
+
+
+def test_many_clusters_are_made_in_two_levels(monkeypatch):
+    asked = []
+
+    def recorded(points, clusters, rng):
+        asked.append((len(points), clusters))
+        return kmeans(points, clusters, rng)
+
+    monkeypatch.setattr("syncmask.training.partition.kmeans", recorded)
+    rows = 8 * (MOST_CLUSTERS + 33)
+    pieces = small_clusters(features(rows)[0], np.arange(rows), 8, np.random.default_rng(0))
+    assert asked[0] == (rows, 17) and max(clusters for _, clusters in asked[1:]) < 60
+    assert sorted(np.concatenate([piece for piece, _ in pieces]).tolist()) == list(range(rows))
 
 
 def test_plan_puts_unseen_rows_in_random_batches_and_all_rows_somewhere():

@@ -272,6 +272,16 @@ class RunArguments(Checked):
     run_name: str | None = setting(None, "name of the run's folder; none = the name of the config")
     seed: int = setting(0, "seed of weights, batches, augmentation and masks", low=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "number format of matrix products")
+    activation_checkpointing: bool = setting(
+        False, "keep only the layers' inputs for the backward pass and compute the rest again: less memory, more time"
+    )
+    compile: bool = setting(False, "compile the layers of model and teacher (torch.compile): for GPUs")
+    estimate: bool = setting(
+        False, "train nothing: tell the memory that a step needs and the largest batch that fits, and end"
+    )
+    profile: int | None = setting(
+        None, "steps to record with torch's profiler once training is under way, to profile/ in the run's folder", low=1
+    )
     num_threads: int | None = setting(
         None, "CPU threads of a process; none = cores divided by the processes of this machine", low=1
     )

@@ -141,19 +141,27 @@ def is_conflict(position: int, items: np.ndarray, texts: np.ndarray, batch_size:
 def find_partner(position: int, items: np.ndarray, texts: np.ndarray, batch_size: int, rng: np.random.Generator) -> int:
     """Find a position whose row can change places with this one without a conflict in either batch, or -1."""
     rows, used = len(items), rows_in_batches(len(items), batch_size)
-    others = np.arange(position // batch_size * batch_size, min(used, (position // batch_size + 1) * batch_size))
+    batch = position // batch_size
+    others = np.arange(batch * batch_size, min(used, (batch + 1) * batch_size))
     others = others[others != position]
-    kin = (items == items[position]) | (texts == texts[position])
-    # Rows of each batch that this row must not meet; what lies in the tail (the last entry) meets nobody.
-    met = np.bincount(np.flatnonzero(kin[:used]) // batch_size, minlength=rows // batch_size + 1)
+    own_items, own_texts = np.unique(items[others]), np.unique(texts[others])
     for count in CANDIDATES:
         candidates = rng.permutation(rows) if rows <= count else rng.integers(0, rows, count)
-        # A candidate leaves its own batch, so it may be the one row there that this one must not meet.
-        fits = met[candidates // batch_size] == (kin[candidates] & (candidates < used))
-        fits &= candidates // batch_size != position // batch_size
-        fits &= ~np.isin(items[candidates], items[others]) & ~np.isin(texts[candidates], texts[others])
-        if fits.any():
-            return int(candidates[fits.argmax()])
+        candidates = candidates[candidates // batch_size != batch]
+        known = (items[candidates][:, None] == own_items).any(axis=1)
+        known |= (texts[candidates][:, None] == own_texts).any(axis=1)
+        candidates = candidates[~known]
+        # A few at a time: whole batches are looked at, and the first that fits will do.
+        for some in np.split(candidates, range(CANDIDATES[0], len(candidates), CANDIDATES[0])):
+            company = some[:, None] // batch_size * batch_size + np.arange(batch_size)
+            # A candidate leaves its own batch, so it may be the one row there that this one must not meet; what lies
+            # in the tail meets nobody.
+            met = (company < used) & (company != some[:, None])
+            company = company.clip(max=rows - 1)
+            met &= (items[company] == items[position]) | (texts[company] == texts[position])
+            fits = ~met.any(axis=1)
+            if fits.any():
+                return int(some[fits.argmax()])
     return -1
 
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from syncmask import SyncMaskConfig, SyncMaskImageProcessor, SyncMaskProcessor
 from syncmask.conversion import load_tokenizer
@@ -34,6 +35,7 @@ from .teacher import MomentumTeacher
 logger = logging.getLogger(__name__)
 
 LONGEST_TEXT = 128
+RECOMPILE_LIMIT = 64
 ALBEF_PHOTOS = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}  # as ALBEF standardises them
 
 
@@ -129,6 +131,31 @@ def build_model(
     return model
 
 
+def checkpoint_activations(model: PreTrainedModel):
+    """Let towers, fusion encoder and MIM decoder keep their layers' inputs alone and compute the rest again.
+
+    Losses and gradients stay the same bit for bit, dropout included: the recomputation draws what the forward drew.
+    """
+    # transformers renamed it in 5.23, and warns under the old name.
+    switch_on = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    switch_on()
+
+
+def compile_layers(model: PreTrainedModel, **options):
+    """Compile every layer of towers, fusion encoder and MIM decoder in place; `options` go to `torch.compile`.
+
+    Layer by layer (our choice): equal layers share a graph, so it takes seconds; names of weights stay; and what
+    depends on the data's values, such as how many words are hidden, stands between the layers, where a graph of the
+    whole forward would break.
+    """
+    # All layers go through one wrapper of transformers, and dynamo counts recompilations by function: the kinds of
+    # layers, with and without gradient, in few and in many tokens, are more than its default of 8.
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):  # transformers' name for a repeated layer
+            module.compile(**options)
+
+
 def convert_model(
     kind: type[PreTrainedModel], arguments: ModelArguments, processor: SyncMaskProcessor, **more
 ) -> PreTrainedModel:
@@ -177,7 +204,10 @@ def build_contrast(
         settings.grouped_share,
         arguments.data.shuffle_buffer,
     )
-    return Contrast(settings, data, MomentumTeacher(model, settings.teacher_momentum, layer), bank, planner)
+    teacher = MomentumTeacher(model, settings.teacher_momentum, layer)
+    if arguments.run.compile:
+        compile_layers(teacher.model)
+    return Contrast(settings, data, teacher, bank, planner)
 
 
 def build_probe(

@@ -87,8 +87,8 @@ def explain(problem: BaseException) -> str | None:
         return (
             f"out of memory ({str(problem).splitlines()[0] if str(problem) else type(problem).__name__}). Lower "
             "--per_device_batch_size (and raise --gradient_accumulation_steps), --image_size or --max_text_length, or "
-            "set --mixed_precision bf16; then go on from the last checkpoint with --resume (a new global batch size "
-            "needs a new run)."
+            "set --mixed_precision bf16 or --activation_checkpointing (--estimate tells what fits); then go on from "
+            "the last checkpoint with --resume (a new global batch size needs a new run)."
         )
     if isinstance(problem, UnreadablePhoto):
         return f"{problem} Then go on with --resume."

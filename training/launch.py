@@ -22,6 +22,8 @@ from syncmask.evaluation.result import library_versions
 from syncmask.processing.corpus import corpus_of_run, fingerprint, source_kind, source_of_run
 
 from .arguments import ModelArguments, TrainArguments
+from .build import checkpoint_activations, compile_layers
+from .estimate import estimate
 from .faults import RunStopped, explain, report
 from .finish import split_sizes, write_summary
 from .optim import make_optimizer, make_schedule
@@ -65,16 +67,14 @@ def run(arguments: TrainArguments, build: Build, command: str):
     """Build, train, evaluate."""
     started = time.monotonic()
     accelerator = start(arguments)
+    if arguments.run.estimate:
+        return tell_memory(arguments, build, accelerator)
     on_main(lambda: check_publishing(arguments))
     folder = RunFolder(arguments.run.folder, accelerator.is_main_process, arguments.run.log_batches)
     publisher = Publisher(arguments, folder)
     on_main(lambda: folder.prepare(arguments.run.resume, arguments.run.overwrite))
     start_trackers(accelerator, arguments)
-    # One process generates or reads the corpus first; the others find it in the cache.
-    with accelerator.main_process_first():
-        corpus = read_corpus(arguments)
-    task, model = build(arguments, accelerator, corpus)
-    trainer = build_trainer(arguments, accelerator, task, model, folder)
+    trainer, corpus = build_run(arguments, build, accelerator, folder)
     on_main(lambda: write_config(trainer, corpus, command))
     publisher.follow(trainer)
     if arguments.run.resume:
@@ -83,13 +83,32 @@ def run(arguments: TrainArguments, build: Build, command: str):
     trainer.fit()
     part(trainer)
     if accelerator.is_main_process:
-        task.save_final(trainer.student, folder.path / "final")
+        trainer.task.save_final(trainer.student, folder.path / "final")
         results = {}
         if arguments.run.evaluate:
-            results = task.evaluate(folder.path, trainer.student.eval(), corpus, arguments.data.corpus)
+            results = trainer.task.evaluate(folder.path, trainer.student.eval(), corpus, arguments.data.corpus)
         folder.usage.close(accelerator, trainer.progress.step)
         write_summary(trainer, corpus, results, minutes=(time.monotonic() - started) / 60)
         publisher.finish()
+    accelerator.end_training()
+
+
+def build_run(
+    arguments: TrainArguments, build: Build, accelerator: Accelerator, folder: RunFolder
+) -> tuple[Trainer, DatasetDict]:
+    """Read the corpus and put together what is trained on it."""
+    # One process generates or reads the corpus first; the others find it in the cache.
+    with accelerator.main_process_first():
+        corpus = read_corpus(arguments)
+    task, model = build(arguments, accelerator, corpus)
+    return build_trainer(arguments, accelerator, task, model, folder), corpus
+
+
+def tell_memory(arguments: TrainArguments, build: Build, accelerator: Accelerator):
+    """Print what a step would need, and touch no folder."""
+    trainer, _ = build_run(arguments, build, accelerator, RunFolder(arguments.run.folder, is_main=False))
+    found = estimate(trainer)
+    accelerator.print(found.table())
     accelerator.end_training()
 
 
@@ -194,6 +213,10 @@ def build_trainer(
     )
     total_steps = optim.epochs * -(-sampler.batches // optim.gradient_accumulation_steps)
     total_steps = min(total_steps, optim.max_steps or total_steps)
+    if arguments.run.activation_checkpointing:
+        checkpoint_activations(model)
+    if arguments.run.compile:
+        compile_layers(model)
     optimizer = make_optimizer(model, optim.learning_rate, optim.weight_decay, optim.layer_decay)
     schedule = make_schedule(optimizer, optim.warmup_steps, total_steps, optim.learning_rate_floor)
     model, optimizer = accelerator.prepare(model, optimizer)

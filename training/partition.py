@@ -11,6 +11,9 @@ SAMPLE_PER_CENTRE = 256
 ITERATIONS = 8
 # Where one cluster takes more than this share, points are (almost) equal: rows are cut into pieces as they stand.
 INSEPARABLE = 0.9
+# Above so many clusters, as many as their root are made first and each is cut up in turn: else time grows with the
+# square of the rows. 512,000 rows in parts of 2,000.
+MOST_CLUSTERS = 256
 
 
 def split_into_parts(points: Tensor, batch_size: int, part_size: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -20,7 +23,7 @@ def split_into_parts(points: Tensor, batch_size: int, part_size: int, rng: np.ra
     the same way until all of it is in parts.
 
     Args:
-        points: (rows, D) float32; rows a multiple of `batch_size`.
+        points: (rows, D) of any float type; rows a multiple of `batch_size`.
         batch_size: rows of a global batch.
         part_size: rows wanted in a part; parts have at most 1.5 times as many, or 3 batches where that is more.
         rng: draws the first centres.
@@ -62,6 +65,7 @@ def small_clusters(
             done.append((rows, affinity))
             continue
         chosen = points if len(rows) == len(points) else points[torch.from_numpy(rows)]
+        wanted = wanted if wanted <= MOST_CLUSTERS else round(wanted**0.5)
         labels, affinity = kmeans(chosen, wanted, rng)
         by_label, sizes = np.argsort(labels, kind="stable"), np.bincount(labels)
         if sizes.max() > INSEPARABLE * len(rows):
@@ -78,7 +82,7 @@ def kmeans(points: Tensor, clusters: int, rng: np.random.Generator) -> tuple[np.
         labels (rows,) int64 and affinity (rows,) float32 = x.c - |c|^2 / 2, which is largest for the nearest centre.
     """
     size = min(len(points), SAMPLE_PER_CENTRE * clusters)
-    sample = points[torch.from_numpy(rng.choice(len(points), size, replace=False))]
+    sample = points[torch.from_numpy(rng.choice(len(points), size, replace=False))].float()
     centres = sample[:clusters].clone()
     for _ in range(ITERATIONS):
         labels, _ = nearest_centres(sample, centres)
@@ -92,5 +96,5 @@ def kmeans(points: Tensor, clusters: int, rng: np.random.Generator) -> tuple[np.
 def nearest_centres(points: Tensor, centres: Tensor, chunk: int = 32768) -> tuple[Tensor, Tensor]:
     """Return each row's nearest centre and its affinity to it, a chunk of rows at a time."""
     half_norms = centres.square().sum(1) / 2
-    found = [torch.addmm(-half_norms, rows, centres.T).max(dim=1) for rows in points.split(chunk)]
+    found = [torch.addmm(-half_norms, rows.float(), centres.T).max(dim=1) for rows in points.split(chunk)]
     return torch.cat([best.indices for best in found]), torch.cat([best.values for best in found])

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 # Settings that change neither weights nor records.
 FREE_TO_CHANGE = {
     *("resume", "overwrite", "output_dir", "run_name", "num_workers", "keep_last", "log_with", "evaluate"),
-    *("push_to_hub", "hub_model_id", "hub_private", "hub_strategy"),
+    *("push_to_hub", "hub_model_id", "hub_private", "hub_strategy", "activation_checkpointing", "profile", "estimate"),
 }
 
 

@@ -89,6 +89,13 @@ class Task(ABC):
     def before_step(self, progress: Progress):  # noqa: B027
         """Decide what all processes must decide together before a batch."""
 
+    def rehearse(self, rows: int) -> int:
+        """Bring the task to where its steps cost most, and do what it does between steps on `rows` rows.
+
+        For `--estimate` alone. Returns the rows that a run does this on, 0 = nothing is done between steps.
+        """
+        return 0
+
     def losses(self, output) -> dict[str, torch.Tensor]:
         """Return the unweighted losses by name."""
         return {name: output[f"{name}_loss"] for name in self.weights}

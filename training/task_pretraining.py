@@ -17,7 +17,7 @@ from syncmask.word_scores import WordScores
 from .arguments import PretrainingArguments
 from .contrast import Contrast
 from .mask_record import MaskRecord
-from .masking import Masking, StepMasks
+from .masking import Masking, StepMasks, mlm_gap
 from .noise import draw_noise
 from .processes import check_equal, gather_padded
 from .progress import Progress
@@ -76,6 +76,14 @@ class Pretraining(Task):
         self.masking.test_gate(progress.step, self.probe, self.teacher)
         if was["opened_at"] is None and progress.step % self.masking.settings.gate_every == 0:
             self.masking.load_state(broadcast_object_list([self.masking.state()])[0])
+
+    def rehearse(self, rows: int) -> int:
+        """Let scores make the masks from now on, and test the gate on some of the probe's pairs."""
+        probe = {name: tensor[:rows] for name, tensor in self.probe.items()}
+        probe["other_index"] = probe["other_index"] % len(probe["other_index"])
+        mlm_gap(self.teacher.model, probe)
+        self.masking.opened_at = 0
+        return len(self.probe["other_index"])
 
     def look(self, batch: dict[str, torch.Tensor], progress: Progress, part: Slice) -> Look:
         """Let the teacher look at the unmasked pairs; masks and negatives follow from what it sees."""

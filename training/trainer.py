@@ -21,6 +21,7 @@ from .checkpoint import step_folders
 from .data import to_pixels
 from .faults import StopSignals, outlive_signals
 from .processes import on_main, stop_all
+from .profiling import StepProfile
 from .progress import Agreed, Progress
 from .run_folder import RunFolder
 from .sampler import GroupedBatchSampler
@@ -63,6 +64,7 @@ class Trainer:
         # Agreed on by all processes after each batch: whether to end early, and by which signal.
         self.late, self.stop_signal = False, 0
         self.signals = StopSignals()
+        self.profile = StepProfile(arguments.run.profile if accelerator.is_main_process else None, folder.path)
         self.shown: dict[str, str] = {}  # losses beside the progress bar
 
     @property
@@ -80,6 +82,7 @@ class Trainer:
         self.stopwatch.restart()
         with (
             self.signals,
+            self.profile,
             tqdm(
                 total=self.total_steps,
                 initial=self.progress.step,
@@ -132,6 +135,7 @@ class Trainer:
             if not stepped:
                 continue
             bar.update()
+            self.profile.step()
             bar.set_postfix(self.shown, refresh=False)
             step = self.progress.step
             if step >= self.total_steps or self.late or self.stop_signal:
@@ -201,7 +205,7 @@ class Trainer:
         progress, optim = self.progress, self.arguments.optim
         self.model.train()
         self._note_substitutes(batch.pop("asked_ids"), batch["row_ids"], batch.pop("reasons"))
-        batch = self._to_device(batch)
+        batch = self.to_device(batch)
         self.task.before_step(progress)
         stepping = self._is_last_of_step()
         with nullcontext() if stepping else self.accelerator.no_sync(self.model):
@@ -258,7 +262,8 @@ class Trainer:
         batch = self.sampler.consumed + 1
         return batch % self.arguments.optim.gradient_accumulation_steps == 0 or batch == self.sampler.batches
 
-    def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Bring a batch to this process's device, photos standardised there."""
         batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         pixels = {name: to_pixels(batch[name], self.task.processor) for name in batch if name.endswith("pixel_values")}
         return batch | pixels
