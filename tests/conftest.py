@@ -325,6 +325,10 @@ def hub():
     spec.loader.exec_module(module)
     with module.serve() as server, pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        # Whoever runs the tests offline means the real Hub, not this one.
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        patch.setenv("HF_HUB_OFFLINE", "0")
+        patch.delenv("TRANSFORMERS_OFFLINE", raising=False)
         patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between tries
         server.token, server.api = module.TOKEN, HfApi(server.url, token=module.TOKEN)
         yield server

@@ -196,7 +196,7 @@ def test_no_token_is_said_before_any_work(hub, run, monkeypatch):
     assert untouched(run)
 
 
-def test_no_network_is_said_before_any_work(run, monkeypatch):
+def test_no_network_is_said_before_any_work(hub, run):
     with pytest.raises(ConnectionError, match="http://127.0.0.1:9 cannot be reached"):
         publish(Request(run, NAME), HfApi("http://127.0.0.1:9", token="hf_x"), print)
     assert untouched(run)
