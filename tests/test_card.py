@@ -426,7 +426,8 @@ def run_blocks(found, tmp_path):
     return done.stdout
 
 
-@pytest.mark.parametrize("kinds", [["classification"], pytest.param([*KINDS][:3], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [["classification"], [*KINDS][:3]])
 def test_every_block_of_python_runs_as_pasted(make_run, tmp_path, kinds):
     found = []
     for kind in kinds:
@@ -472,6 +473,7 @@ def drawn(tmp_path):
     return tmp_path / "drawn"
 
 
+@pytest.mark.slow
 def test_dataset_cards_let_the_corpus_be_loaded(drawn, tmp_path):
     convert(drawn, tmp_path / "converted", verify=True)
     found, sizes = [], {}

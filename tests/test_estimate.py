@@ -132,6 +132,7 @@ def test_the_switch_prints_a_table_and_touches_no_folder(tmp_path, capsys):
     assert [path.name for path in run.iterdir()] == ["config.yaml"] and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_checkpointing_lets_more_rows_fit(tmp_path, capsys):
     deep = {"patch_size": 8, "vision_config": {"num_hidden_layers": 12}}
     words = (*SMALL, "--image_size", "64", "--model_overrides", json.dumps(deep), "--estimate")

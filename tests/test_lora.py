@@ -212,6 +212,7 @@ def metrics(run):
     return [{name: value for name, value in line.items() if "time" not in name} for line in lines if "itc" in line]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(finished, tmp_path, monkeypatch):
     real, saved = resume.save_checkpoint, []
 

@@ -49,6 +49,7 @@ def test_without_steps_nothing_is_written(tmp_path, caplog):
     assert "nothing was profiled" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_profiled_run_goes_on_and_equals_another_bit_for_bit(tmp_path):
     where = ("--output_dir", str(tmp_path), "--run_name")
     pretrain.main([*SMALL, *where, "plain"])

@@ -128,6 +128,7 @@ def test_checkpointing_recomputes_the_layers_and_changes_no_bit(pairs, trained, 
         assert counts[0] > 0 and (counts[1] > 1.4 * counts[0]) != idle, (part, counts)
 
 
+@pytest.mark.slow
 def test_a_run_with_checkpointing_equals_one_without(tmp_path):
     overrides = PLAIN | DROPOUT
     plain = train(tmp_path / "plain", overrides=overrides)
@@ -206,6 +207,7 @@ def another_precision():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.slow
 def test_bf16_trains_on_the_cpu(tmp_path, another_precision):
     plain = steps_of(train(tmp_path / "plain"))
     another_precision(reset_partial_state=True)

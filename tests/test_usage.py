@@ -105,6 +105,7 @@ def test_of_what_training_starts_from_names_on_the_hub_are_noted(tmp_path):
     assert hub_starts(ModelArguments(init_from=str(tmp_path))) == [] == hub_starts(ModelArguments())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_adds_up(tmp_path):
     words = ["--config", "quickstart", "--num_items", "40", "--image_size", "32", "--per_device_batch_size", "16"]
     words += ["--gate_probe_pairs", "8", "--no-evaluate", "--num_threads", "1", "--output_dir", str(tmp_path)]
