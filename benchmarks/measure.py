@@ -78,16 +78,16 @@ class Times:
         return min(self.seconds), max(self.seconds)
 
 
-def in_turns(*actions: Callable[[], object], rounds: int = ROUNDS, clock=time.process_time) -> list[Times]:
+def in_turns(*actions: Callable[[], object], rounds: int = ROUNDS) -> list[Times]:
     """Time each action once a round, in turns, so that a busy machine is busy for all; a first round does not count."""
     times = [Times([]) for _ in actions]
     for turn in range(rounds + 1):
         for action, found in zip(actions, times):
             gc.collect()
-            begun = clock()
+            begun = time.process_time()
             action()
             if turn:
-                found.seconds.append(clock() - begun)
+                found.seconds.append(time.process_time() - begun)
     return times
 
 

@@ -28,7 +28,6 @@ from .measure import Row, arguments, in_turns, peak_memory, print_rows, timed_ro
 from .plain_step import PlainStep, StepInputs
 
 BATCH, LENGTH, HIDDEN = 4, 25, 4
-SIZES = {"our step": "ours", "plain step": "plain"}
 
 
 def small_model(**overrides) -> SyncMaskForPreTraining:

@@ -22,13 +22,10 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint_activations():
-    """Switch activation checkpointing on, under its name of this transformers or of an earlier one."""
+    """Switch activation checkpointing on, as training does, under its name of this transformers or an earlier one."""
+    from syncmask.training.build import checkpoint_activations
 
-    def switch_on(model):
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        getattr(model, next(name for name in names if hasattr(model, name)))()
-
-    return switch_on
+    return checkpoint_activations
 
 
 @pytest.fixture(scope="session", autouse=True)
