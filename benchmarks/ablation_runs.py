@@ -1,7 +1,7 @@
 """Running what is not finished yet: a process a run, several at a time, killed and taken up again without loss.
 
-A run's folder holds `identity.json` (what it is), `settings.yaml`, `training.log`, `cpu.jsonl` (CPU seconds by step),
-`lock` and `run`, the run folder that training writes. Training holds the lock as long as it lives, so that a harness
+A run's folder holds `identity.json` (what it is), `settings.yaml`, `training.log`, `lock` and `run`, the run folder
+that training writes. Training holds the lock as long as it lives, so that a harness
 that was killed and is started again waits for what it left behind, and two of them do not train the same run.
 """
 
@@ -19,9 +19,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import yaml
 
+from syncmask.evaluation.history import TIMES, read_history
 from syncmask.evaluation.result import Result
 from syncmask.training.run_folder import RunFolder
 
@@ -131,40 +131,16 @@ def command(run: Run) -> list[str]:
 
 
 def start_training(run: Run, descriptor: int) -> int:
-    """Train in a process of its own, which inherits the lock; note its CPU time by step."""
+    """Train in a process of its own, which inherits the lock."""
     with (run.folder / "training.log").open("ab") as log:
-        process = subprocess.Popen(
+        return subprocess.run(
             command(run),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | ONE_THREAD,
             pass_fds=[descriptor],
-        )
-        watch(process, run)
-    return process.returncode
-
-
-def watch(process: subprocess.Popen, run: Run, every: float = 1.0):
-    """Wait for a process; append {"step", "cpu_s"} to cpu.jsonl whenever training has logged another step."""
-    known = steps_done(run)
-    while process.poll() is None:
-        try:
-            process.wait(timeout=every)
-        except subprocess.TimeoutExpired:
-            step = steps_done(run)
-            if step > known:
-                known = step
-                _note(run.folder / "cpu.jsonl", process.pid, step)
-
-
-def _note(path: Path, pid: int, step: int):
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.NoSuchProcess:
-        return
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"pid": pid, "step": step, "cpu_s": round(times.user + times.system, 2)}) + "\n")
+        ).returncode
 
 
 # ----------------------------------------------------------------------------------------------------------- progress
@@ -177,13 +153,10 @@ def steps_done(run: Run) -> int:
 
 
 def cpu_seconds_a_step(run: Run) -> float | None:
-    """CPU seconds that a step took, planning of epochs included, start and evaluation not; None where none was seen."""
-    path = run.folder / "cpu.jsonl"
-    lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines() if path.is_file() else []
-    notes = [json.loads(line) for line in lines]
-    pairs = [(a, b) for a, b in zip(notes, notes[1:]) if a["pid"] == b["pid"]]
-    steps = sum(b["step"] - a["step"] for a, b in pairs)
-    return sum(b["cpu_s"] - a["cpu_s"] for a, b in pairs) / steps if steps > 0 else None
+    """CPU seconds of a step, planning of epochs included, start and evaluation not; None where none was timed."""
+    times = read_history(run.path, TIMES)
+    steps = sum(line["steps"] for line in times)
+    return sum(line["cpu_s"] for line in times) / steps if steps else None
 
 
 def cpu_by_arm(runs: Sequence[Run]) -> dict[str, float]:

@@ -310,14 +310,15 @@ def test_progress_tells_how_long_it_takes_at_this_pace(tmp_path):
     assert "no pace known yet" in runs.progress(todo[2:], todo[2:], before, elapsed=5)
 
 
-def test_cpu_seconds_a_step_leave_out_the_start_and_survive_a_resume(tmp_path):
+def test_cpu_seconds_a_step_count_every_step_once_and_survive_a_kill(tmp_path):
     run = quick_runs(tmp_path)[0]
     assert runs.cpu_seconds_a_step(run) is None
-    run.folder.mkdir(parents=True)
-    notes = [(1, 20, 25.0), (1, 40, 31.0), (1, 80, 43.0), (2, 60, 20.0), (2, 100, 32.0)]
-    lines = [json.dumps({"pid": pid, "step": step, "cpu_s": cpu}) for pid, step, cpu in notes]
-    (run.folder / "cpu.jsonl").write_text("\n".join(lines) + '\n{"pid": 2, "st')
-    assert runs.cpu_seconds_a_step(run) == pytest.approx((18 + 12) / 100)
+    run.path.mkdir(parents=True)
+    # Killed at step 50 and taken up again from step 40; a save in between is a reading without steps.
+    readings = [(20, 20, 6.0), (40, 20, 6.5), (40, 0, 0.5), (60, 20, 7.0), (80, 20, 4.0)]
+    lines = [json.dumps({"step": step, "steps": steps, "cpu_s": cpu}) for step, steps, cpu in readings]
+    (run.path / "times.jsonl").write_text("\n".join(lines) + '\n{"step": 100, "st')
+    assert runs.cpu_seconds_a_step(run) == pytest.approx(24 / 80)
     assert runs.cpu_by_arm([run]) == {run.arm: pytest.approx(0.3)}
 
 

@@ -101,7 +101,9 @@ def test_times_count_every_pair_and_second_once(finished):
     times = read_history(finished, "times.jsonl")
     rows = sum(len(line["rows"]) for line in read_history(finished, "batches.jsonl"))
     assert sum(line["pairs"] for line in times) == rows
+    assert sum(line["steps"] for line in times) == times[-1]["step"]
     for line in times:
+        assert 0 <= line["cpu_s"] and (line["cpu_s"] > 0 or not line["steps"])
         phases = [line[f"{name}_s"] for name in PHASES]
         assert min(phases) >= 0 and sum(phases) <= line["seconds"] + 0.01
         assert line["peak_rss_bytes"] > 50e6

@@ -24,9 +24,9 @@ class Stopwatch:
 
     def restart(self):
         """Forget what was counted."""
-        self.since = time.monotonic()
+        self.since, self.cpu_since = time.monotonic(), time.process_time()
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.pairs = 0
+        self.steps = self.pairs = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -48,11 +48,14 @@ class Stopwatch:
             yield batch
 
     def read(self) -> dict[str, float | int | None]:
-        """Return what was counted since the last reading, and begin anew: seconds, those by phase, pairs, memory."""
-        seconds = {"seconds": time.monotonic() - self.since} | {
-            f"{name}_s": spent for name, spent in self.seconds.items()
-        }
-        figures = {name: round(value, 4) for name, value in seconds.items()} | {"pairs": self.pairs} | memory()
+        """Return what was counted since the last reading, and begin anew.
+
+        Seconds, those by phase, CPU seconds of all threads of this process, steps, pairs, memory.
+        """
+        seconds = {"seconds": time.monotonic() - self.since, "cpu_s": time.process_time() - self.cpu_since}
+        seconds |= {f"{name}_s": spent for name, spent in self.seconds.items()}
+        figures = {name: round(value, 4) for name, value in seconds.items()}
+        figures |= {"steps": self.steps, "pairs": self.pairs} | memory()
         self.restart()
         return figures
 

@@ -233,6 +233,7 @@ class Trainer:
         progress.micro_step += 1
         if stepping:
             progress.step += 1
+            self.stopwatch.steps += 1
             self._log_step(batch, look, norm, agreed)
         return stepping
 
