@@ -29,7 +29,7 @@ from .co_occurrence import (
     word_tallies,
 )
 from .embedding import batches
-from .measure import INSTANCE_WEIGHTS, Measured, fill_word_means, measure_rows, mixed_rows
+from .measure import INSTANCE_WEIGHTS, Measured, fill_word_means, measure_rows, mixed_rows, strategies_of
 from .outcomes import Outcomes, quantity_of
 from .protocols import describe_corpus, photo_names, sample_items
 from .result import Result, candidates_sha256
@@ -47,7 +47,7 @@ def co_occurrence(
     test,
     *,
     word_means: Mapping[str, WordScores] | None = None,
-    instance_weights: Mapping[str, float] = INSTANCE_WEIGHTS,
+    instance_weights: Mapping[str, float] | None = None,
     layer: int | None = None,
     others: int = 3,
     corpus_name: str = "garments",
@@ -66,7 +66,8 @@ def co_occurrence(
         train: train rows with truth: the blind table, and m[v] where `word_means` has none.
         test: rows of items never trained on, with truth.
         word_means: m[v] by strategy where it is at hand; others are filled from `train_rows` train rows.
-        instance_weights: lambda by strategy; its keys are the strategies that are scored.
+        instance_weights: lambda by strategy; its keys are the strategies that are scored. None = all that the model has
+            the heads for, with their defaults.
         layer: fusion layer of the attention; `config.mask_layer` when None.
         others: how many other photos `evidence` averages.
         corpus_name: for the result.
@@ -81,6 +82,8 @@ def co_occurrence(
         ValueError: the corpus carries no ground truth.
     """
     _check_truth(train, test)
+    if instance_weights is None:
+        instance_weights = {strategy: INSTANCE_WEIGHTS[strategy] for strategy in strategies_of(model)}
     test = test.select(sample_items(CorpusIndex.from_dataset(test).item_ids, max_rows, seed))
     item_ids = CorpusIndex.from_dataset(test).item_ids
     truth = {name: test[name] for name in TRUTH}

@@ -22,14 +22,14 @@ from syncmask.masks import (
     valid_words,
     word_attention,
 )
-from syncmask.scores import attention_scores, word_evidence
+from syncmask.scores import attention_scores, word_alignment, word_evidence
 from syncmask.word_scores import WordScores
 
 from .co_occurrence import PATCH_RATE, WORD_RATE
 from .embedding import batches
 
 # Strategy -> its default lambda: the share of this pair's own score against the word's mean.
-INSTANCE_WEIGHTS = {"attention": 1.0, "evidence": 0.5}
+INSTANCE_WEIGHTS = {"attention": 1.0, "evidence": 0.5, "alignment": 0.5}
 
 
 @dataclass
@@ -68,10 +68,11 @@ def score_pairs(
     """Scores of one batch of pairs.
 
     Args:
-        teacher: a `SyncMaskForPreTraining` in eval mode, with its MLM head for `evidence`.
+        teacher: a `SyncMaskForPreTraining` in eval mode, with its MLM head for `evidence`, its word-patch head for
+            `alignment`.
         batch: pixel_values (B, 3, S, S), input_ids, attention_mask, word_ids (B, L).
         item_ids: (B,); `evidence` compares with photos of other items of the batch.
-        strategies: of "attention", "evidence".
+        strategies: of "attention", "evidence", "alignment".
         layer: fusion layer that the attention is read from; `config.mask_layer` when None.
         others: how many other photos `evidence` averages.
         seed: which ones.
@@ -88,7 +89,15 @@ def score_pairs(
         other = torch.from_numpy(other_rows(item_ids, others, seed)).to(ids.device)
         evidence = word_evidence(teacher, images, own, other, ids, mask, word_ids)
         scores["evidence"] = standardise(evidence, valid)
+    if "alignment" in strategies:
+        scores["alignment"] = standardise(word_alignment(teacher, images, ids, word_ids), valid)
     return PairScores(valid, word_attention(raw, word_ids), scores)
+
+
+def strategies_of(model) -> tuple[str, ...]:
+    """The mask strategies whose scores a model has the heads for."""
+    aligns = getattr(model, "word_patch_head", None) is not None
+    return tuple(strategy for strategy in INSTANCE_WEIGHTS if strategy != "alignment" or aligns)
 
 
 def other_rows(item_ids: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -183,7 +192,7 @@ def hard_masks(
 
     Args:
         teacher: see `score_pairs`, as for batch, item_ids, layer, others and seed.
-        strategy: "attention" or "evidence"; "random" asks what attention would hide.
+        strategy: "attention", "evidence" or "alignment"; "random" asks what attention would hide.
         word_means: m[v]; None = the pair's own scores alone.
         instance_weight: lambda; the strategy's default when None.
         word_rate: share of the words.

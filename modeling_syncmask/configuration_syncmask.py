@@ -70,6 +70,7 @@ class SyncMaskConfig(PreTrainedConfig):
         projection_dim (`int`): size of the shared space that ITC compares in (ALBEF's 256).
         mask_token_id (`int`): the tokenizer's `[MASK]`.
         initial_temperature (`float`): ITC temperature at the start, between .001 and .5.
+        word_patch_alignment (`bool`): [`SyncMaskForPreTraining`] has a head that finds a text's words in photos.
         tie_word_embeddings (`bool`): the MLM head's output matrix is the text tower's embedding matrix.
         label_sets (`dict[str, list[str]]`, *optional*): what [`SyncMaskForImageTextClassification`] tells apart, e.g.
             `{"category": ["dresses", "tops"], "colour": ["red", "blue"]}`; `id2label`, `label2id` are the first set's.
@@ -101,6 +102,7 @@ class SyncMaskConfig(PreTrainedConfig):
     projection_dim: int = 256
     mask_token_id: int = 103
     initial_temperature: float = 0.07
+    word_patch_alignment: bool = False
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
     label_sets: dict[str, list[str]] | None = None

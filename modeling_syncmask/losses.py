@@ -106,6 +106,24 @@ def mim_loss(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.mse_loss(predictions.float(), targets.float())
 
 
+def wpa_loss(similarity: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Word-patch alignment: which of these photos does a word belong to? 0 when no word tells photos apart.
+
+    mean over the pairs (photo b, word u of its text) of -log softmax_b s[b, u]
+
+    The softmax runs over photos, so how frequent a word is does not matter, and a word that every text holds tells
+    nothing and is left out. A photo that does not show a word of its text cannot fit it, so what is learned is what
+    photos show [ours].
+
+    Args:
+        similarity: s (B, U), the best fit of each word's token to a patch of each photo. present: (B, U) bool, whether
+            the photo's text holds it.
+    """
+    telling = present & ~present.all(dim=0)
+    losses = -similarity.float().log_softmax(dim=0)
+    return (losses * telling).sum() / telling.sum().clamp(min=1)
+
+
 def composed_targets(
     target_ids: torch.Tensor, all_target_ids: torch.Tensor, all_reference_ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

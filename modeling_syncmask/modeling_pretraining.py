@@ -1,4 +1,4 @@
-"""SyncMaskForPreTraining: the four objectives in one forward."""
+"""SyncMaskForPreTraining: the objectives in one forward."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_syncmask import SyncMaskConfig
 from .fusion import SyncMaskMimDecoder, take_positions
 from .inputs import check_pairs, text_first
-from .losses import mim_loss, mlm_loss
+from .losses import mim_loss, mlm_loss, wpa_loss
 from .masks import hidden_positions, split_patches
 from .modeling_pairs import FusionRows, SyncMaskPairModel, Teacher, check_together, negatives_itm_loss, with_negatives
 from .outputs import SyncMaskForPreTrainingOutput
@@ -31,8 +31,24 @@ class SyncMaskMlmHead(nn.Module):
         return self.decoder(self.norm(self.activation(self.dense(fused))))
 
 
+class SyncMaskWordPatchHead(nn.Module):
+    """Where in a photo is a word? Patches, brought into the space of the token embeddings, against those [ours].
+
+    A word is looked for without its text, so a photo that does not show it has nothing to guess it from.
+    """
+
+    def __init__(self, config: SyncMaskConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.vision_config.hidden_size, eps=config.fusion_encoder_config.layer_norm_eps)
+        self.dense = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size, bias=False)
+
+    def forward(self, patches: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Patches (B, N, Dv), token embeddings (U, D): the fit of each token to the patch it fits best, (B, U)."""
+        return (self.dense(self.norm(patches)) @ tokens.T).amax(dim=1)
+
+
 class SyncMaskForPreTraining(SyncMaskPairModel):
-    r"""SyncMask with its four objectives: ITC, ITM, MLM and MIM.
+    r"""SyncMask with its objectives: ITC, ITM, MLM, MIM and, where the configuration asks for it, WPA.
 
     The forward is the only differentiable call of a training step and is deterministic in its inputs (dropout apart):
     masks, negatives and the teacher's features are given to it. What is not given is skipped: no masks, no MLM and MIM;
@@ -50,6 +66,7 @@ class SyncMaskForPreTraining(SyncMaskPairModel):
             num_patches=rows * columns,
             patch_dim=self._pixels_per_patch(config),
         )
+        self.word_patch_head = SyncMaskWordPatchHead(config) if config.word_patch_alignment else None
         self._tied_weights_keys = {"mlm_head.decoder.weight": self._embedding_name()}
         self.post_init()
 
@@ -106,6 +123,20 @@ class SyncMaskForPreTraining(SyncMaskPairModel):
         """Return the true pixels of the hidden patches: (B, k, patch_dim), ascending order."""
         _, hidden = split_patches(patch_mask)
         return take_positions(self.patchify(pixel_values), hidden)
+
+    def word_fits(self, image_embeds: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """Return how well tokens (U,) fit the photos (B, prefix + N, Dv): (B, U), to be compared between photos.
+
+        Raises:
+            ValueError: where the model has no such head.
+        """
+        if self.word_patch_head is None:
+            raise ValueError(
+                "this model does not align words with patches: its config says word_patch_alignment=False; train it "
+                "with wpa_weight above 0."
+            )
+        tokens = self.syncmask.get_input_embeddings()(token_ids)
+        return self.word_patch_head(image_embeds[:, self.syncmask.num_prefix_tokens :], tokens)
 
     @can_return_tuple
     def forward(
@@ -168,9 +199,18 @@ class SyncMaskForPreTraining(SyncMaskPairModel):
         if patch_mask is not None:
             output.mim_predictions = self.predict_patches(pixel_values, patch_mask, text_embeds, attention_mask)
             output.mim_loss = mim_loss(output.mim_predictions, self.hidden_patches(pixel_values, patch_mask))
-        terms = (output.itc_loss, output.itm_loss, output.mlm_loss, output.mim_loss)
+        if self.word_patch_head is not None:
+            output.wpa_loss = self._aligned_words(image_embeds, input_ids, attention_mask)
+        terms = (output.itc_loss, output.itm_loss, output.mlm_loss, output.mim_loss, output.wpa_loss)
         output.loss = sum(term for term in terms if term is not None)
         return SyncMaskForPreTrainingOutput(**output)
+
+    def _aligned_words(self, image_embeds, input_ids, attention_mask) -> torch.Tensor:
+        """WPA of this slice: its photos against all tokens of its texts."""
+        token_ids, place = input_ids.unique(return_inverse=True)
+        real = attention_mask.long()
+        counts = real.new_zeros(len(input_ids), len(token_ids)).scatter_add(1, place, real)
+        return wpa_loss(self.word_fits(image_embeds, token_ids), counts > 0)
 
     def _masked_rows(self, input_ids, attention_mask, text_mask, masked_input_ids) -> FusionRows:
         """Encode the masked texts, each to see its own photo."""

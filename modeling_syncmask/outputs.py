@@ -41,7 +41,7 @@ class SyncMaskForPreTrainingOutput(ModelOutput):
 
     Args:
         loss: sum of the terms, unweighted.
-        itc_loss, itm_loss, mlm_loss, mim_loss: scalars.
+        itc_loss, itm_loss, mlm_loss, mim_loss, wpa_loss: scalars.
         itm_logits: (3B, 2): positives, each text with its negative photo, each photo with its negative text;
             column 1 = match.
         mlm_logits: (M, V) at the hidden tokens, in row-major order.
@@ -54,6 +54,7 @@ class SyncMaskForPreTrainingOutput(ModelOutput):
     itm_loss: torch.Tensor | None = None
     mlm_loss: torch.Tensor | None = None
     mim_loss: torch.Tensor | None = None
+    wpa_loss: torch.Tensor | None = None
     itm_logits: torch.Tensor | None = None
     mlm_logits: torch.Tensor | None = None
     mim_predictions: torch.Tensor | None = None

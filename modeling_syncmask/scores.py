@@ -1,7 +1,9 @@
-"""What a model's fusion encoder says of a pair of photo and text, without gradient: attention scores and word evidence.
+"""What a model says of a pair of photo and text, without gradient: attention scores, word evidence, word alignment.
 
 Used by training (through the teacher), by evaluation and by whoever wants to see why a word and a photo go together.
 """
+
+import math
 
 import torch
 
@@ -78,6 +80,29 @@ def word_evidence(
         by_word = by_word.view(rows, 1 + others, -1)
         evidence += by_word[:, 0] - by_word[:, 1:].mean(dim=1)
     return evidence.clamp(*EVIDENCE_RANGE)
+
+
+@torch.no_grad()
+def word_alignment(
+    model: SyncMaskForPreTraining, image_embeds: torch.Tensor, input_ids: torch.Tensor, word_ids: torch.Tensor
+) -> torch.Tensor:
+    """Measure how much better each word fits THIS photo than the batch's photos on average.
+
+    s[w] = mean over the word's pieces u of (f[b, u] - log mean_b' exp f[b', u]),  f = `model.word_fits`
+
+    Since f is trained by a softmax over photos, s is an estimate of the pointwise mutual information of photo and word
+    (van den Oord et al. 2018, section 2.3). Pieces of a word repeat the same sight, hence their mean [ours].
+
+    Args:
+        model: with a word-patch head, in eval mode. image_embeds: (B, prefix + N, Dv). input_ids, word_ids: (B, L).
+
+    Returns:
+        (B, W), 0 where there is no word.
+    """
+    token_ids, place = input_ids.unique(return_inverse=True)
+    fits = model.word_fits(image_embeds, token_ids).float()
+    relative = fits - (fits.logsumexp(dim=0) - math.log(len(fits)))
+    return pool_pieces(relative.gather(1, place), word_ids, "mean")
 
 
 def _hidden_log_probs(model, image_embeds, images, input_ids, attention_mask, hidden) -> torch.Tensor:

@@ -258,6 +258,8 @@ class SyncMaskProcessor(ProcessorMixin):
 
     def __init__(self, image_processor, tokenizer, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
+        # A tokenizer's file may hold the length that somebody last cut to, which ProcessorMixin would prefer.
+        tokenizer.init_kwargs.pop("max_length", None)
 
     def __call__(self, images=None, text=None, *, return_word_ids: bool = False, **kwargs):
         """See the class; further keywords go to the image processor and the tokenizer."""

@@ -106,13 +106,14 @@ def test_defaults_are_not_shared():
         (["--num_items", "10.5"], "num_items is '10.5', but must be int or none"),
         (["--epochs", "none"], "epochs is 'none', but must be int"),
         (["--augment", "maybe"], "augment is 'maybe', but must be bool"),
-        (["--mask_strategy", "magic"], "must be random|attention|evidence"),
+        (["--mask_strategy", "magic"], "must be random|attention|evidence|alignment"),
         (["--model_overrides", "[1]"], "must be a mapping (JSON)"),
         (["--word_mask_rate", "1.5"], "word_mask_rate is 1.5, but must be at least 0 and at most 1"),
         (["--learning_rate", "0"], "must be above 0"),
         (["--learning_rate", "nan"], "must be above 0"),
         (["--where", "description"], "must look like column=value"),
         (["--resume", "--overwrite"], "both on"),
+        (["--mask_strategy", "alignment"], "set wpa_weight to 1"),
     ],
 )
 def test_wrong_words_on_the_command_line_are_refused(capsys, argv, said):
@@ -189,7 +190,7 @@ def test_help_shows_every_field_its_choices_and_its_default(capsys):
     for kind in SECTIONS.values():
         for item in dataclasses.fields(kind):
             assert f"--{item.name}" in text
-    assert "random|attention|evidence" in text and "(default: 0.995)" in text
+    assert "random|attention|evidence|alignment" in text and "(default: 0.995)" in text
 
 
 def test_bounds_hold_for_dataclasses_made_in_code():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from syncmask.losses import itc_loss, itm_loss, match_targets, mim_loss, mlm_loss, soften_targets
+from syncmask.losses import itc_loss, itm_loss, match_targets, mim_loss, mlm_loss, soften_targets, wpa_loss
 
 
 def normal(*shape, seed=0):
@@ -165,3 +165,31 @@ def test_losses_of_bf16_inputs_are_fp32():
     assert mim_loss(torch.zeros(1, 2, 3, dtype=torch.bfloat16), torch.zeros(1, 2, 3)).dtype == torch.float32
     logits = torch.zeros(2, 2, dtype=torch.bfloat16)
     assert itm_loss(logits, torch.tensor([True, False]), torch.ones(2).bool()).dtype == torch.float32
+
+
+# -------------------------------------------------------------------------------------------------- word-patch alignment
+
+
+def test_wpa_loss_equals_the_loop_over_words_and_photos():
+    fits = normal(4, 3, seed=5).requires_grad_()
+    # Word 0 is in two texts, word 1 in all of them and word 2 in one.
+    present = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 1, 1], [0, 1, 0]]).bool()
+    losses = []
+    for word in (0, 2):
+        logs = log_softmax(list(fits[:, word]))
+        losses += [-logs[photo] for photo in range(4) if present[photo, word]]
+    assert len(losses) == 3
+    assert_same(wpa_loss(fits, present), sum(losses) / 3, [fits])
+
+
+def test_wpa_loss_of_words_that_tell_no_photos_apart_is_0_and_differentiable():
+    fits = normal(1, 3).requires_grad_()
+    loss = wpa_loss(fits, torch.ones(1, 3, dtype=torch.bool))
+    assert loss == 0 and torch.equal(torch.autograd.grad(loss, fits)[0], torch.zeros_like(fits))
+
+
+def test_wpa_loss_at_chance_is_the_log_of_the_photos_and_does_not_see_a_words_level():
+    present = torch.eye(5, 7).bool()
+    assert wpa_loss(torch.zeros(5, 7), present).item() == pytest.approx(math.log(5))
+    fits = normal(5, 7)
+    torch.testing.assert_close(wpa_loss(fits + normal(1, 7, seed=1), present), wpa_loss(fits, present))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from syncmask.masks import attention_word_scores, blend, relative_patch_scores, standardise, valid_words, word_attention
-from syncmask.scores import attention_scores, word_evidence
+from syncmask.scores import attention_scores, word_alignment, word_evidence
 from syncmask.training.masking import (
     DEFAULT_INSTANCE_WEIGHT,
     Masking,
@@ -36,6 +36,13 @@ SETTINGS = {
     "gate_max_steps": 100,
     "ramp_steps": 20,
 }
+
+
+@pytest.fixture
+def tiny_config(tiny_config):
+    """With the head that the strategy alignment asks."""
+    tiny_config.word_patch_alignment = True
+    return tiny_config
 
 
 @pytest.fixture
@@ -215,7 +222,7 @@ def test_probe_masks_are_fixed_and_hide_whole_words(pairs):
 # ----------------------------------------------------------------------------------------------------- a step's masks
 
 
-@pytest.mark.parametrize("strategy", ["random", "attention", "evidence"])
+@pytest.mark.parametrize("strategy", ["random", "attention", "evidence", "alignment"])
 @pytest.mark.parametrize("opened", [None, 0])
 def test_masks_keep_their_budgets(masking_of, teacher, pairs, strategy, opened):
     masking, seen = masking_of(strategy=strategy), teacher(pairs)
@@ -251,13 +258,19 @@ def test_before_the_gate_masks_are_random_at_temperature_0_too(masking_of, teach
     assert (words - 2 / 6).abs().max() < 0.2 and (patches - 6 / 16).abs().max() < 0.2
 
 
-def test_attention_strategy_is_the_formula(masking_of, teacher, pairs):
+@pytest.mark.parametrize("strategy", ["attention", "alignment"])
+def test_strategies_are_their_formulas(masking_of, teacher, pairs, strategy):
     """T = 0 without a random share: the top words of the blended scores and the top patches of those words."""
-    masking, seen = masking_of(temperature=0.0, random_share=0.0, instance_weight=0.6), teacher(pairs)
+    masking = masking_of(strategy=strategy, temperature=0.0, random_share=0.0, instance_weight=0.6)
+    seen = teacher(pairs)
     masking.opened_at = 0
     masks = masking.masks(50, pairs, teacher, seen, noise_of())
     valid = valid_words(pairs["word_ids"])
-    scores = standardise(attention_word_scores(seen.scores, pairs["attention_mask"], pairs["word_ids"]), valid)
+    if strategy == "attention":
+        raw = attention_word_scores(seen.scores, pairs["attention_mask"], pairs["word_ids"])
+    else:
+        raw = word_alignment(teacher.model, seen.image_embeds, pairs["input_ids"], pairs["word_ids"])
+    scores = standardise(raw, valid)
     means = WordScores(masking.word_scores.vocabulary)
     rows = means.rows(pairs["input_ids"], pairs["word_ids"])
     means.update(rows, scores, valid)
@@ -355,7 +368,7 @@ def test_figures_are_rates_by_kind_of_word(masking_of, teacher, pairs):
 
 
 def test_default_weights():
-    assert DEFAULT_INSTANCE_WEIGHT == {"random": 0.0, "attention": 1.0, "evidence": 0.5}
+    assert DEFAULT_INSTANCE_WEIGHT == {"random": 0.0, "attention": 1.0, "evidence": 0.5, "alignment": 0.5}
     for strategy, weight in DEFAULT_INSTANCE_WEIGHT.items():
         assert MaskSettings(**{**SETTINGS, "strategy": strategy}).instance_weight == weight
     assert MaskSettings(**{**SETTINGS, "instance_weight": 0.0}).instance_weight == 0.0

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from syncmask import SyncMaskForPreTraining
 from syncmask.masks import hidden_positions, split_patches
 
 TERMS = ("itc_loss", "itm_loss", "mlm_loss", "mim_loss")
@@ -105,6 +106,33 @@ def slow_mim(model, step):
             window = pixels[0, :, top : top + 8, left : left + 8]
             errors.append((predicted[place] - window.flatten()).square().mean())
     return sum(errors) / len(errors)
+
+
+def slow_wpa(model, step):
+    """Each token of each text that is not in all of them: its best patch of each photo, softmax over the photos."""
+    base, head = model.syncmask, model.word_patch_head
+    patches = [base.encode_image(step["pixel_values"][row : row + 1])[0, 1:] for row in range(4)]
+    texts = [set(ids[real.bool()].tolist()) for ids, real in zip(step["input_ids"], step["attention_mask"])]
+    losses = []
+    for token in set.union(*texts) - set.intersection(*texts):
+        embedding = base.get_input_embeddings().weight[token]
+        logs = torch.stack([(head.dense(head.norm(photo)) @ embedding).max() for photo in patches]).log_softmax(0)
+        losses += [-logs[row] for row in range(4) if token in texts[row]]
+    return sum(losses) / len(losses)
+
+
+def test_word_patch_alignment_equals_the_slow_objective(tiny_config, step):
+    tiny_config.word_patch_alignment = True
+    torch.manual_seed(0)
+    model = SyncMaskForPreTraining(tiny_config).eval()
+    output = model(**step)
+    slow = slow_wpa(model, step)
+    torch.testing.assert_close(output.wpa_loss, slow, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(output.loss, sum(output[term] for term in (*TERMS, "wpa_loss")))
+    wanted = [p for name, p in model.named_parameters() if "vision_model" in name or "word_patch_head" in name]
+    wanted.append(model.get_input_embeddings().weight)
+    for mine, theirs in zip(torch.autograd.grad(output.wpa_loss, wanted), torch.autograd.grad(slow, wanted)):
+        torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=2e-3)
 
 
 ORACLES = dict(zip(TERMS, (slow_itc, slow_itm, slow_mlm, slow_mim)))

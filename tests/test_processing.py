@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 from syncmask.processing import processing_syncmask
 from syncmask.processing.processing_syncmask import (
@@ -107,6 +108,15 @@ def test_truncated_words_are_absent(local_processor):
     assert batch["word_ids"].tolist() == [[-1, 0, 1, 2, -1]]
     limit = local_processor.tokenizer.model_max_length
     assert local_processor(text="red " * 300).input_ids.shape == (1, limit)
+
+
+def test_the_length_that_a_tokenizers_file_was_last_cut_to_is_not_taken(local_processor, tmp_path):
+    local_processor.tokenizer("red", truncation=True, max_length=7)
+    local_processor.tokenizer.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.model_max_length = 20
+    again = SyncMaskProcessor(SyncMaskImageProcessor(size=24), tokenizer)
+    assert again(text="red " * 30, return_word_ids=True)["word_ids"].shape == (1, 20)
 
 
 def test_word_ids_follow_the_container(local_processor):

@@ -1,7 +1,11 @@
+import copy
+import math
+
 import pytest
 import torch
 
-from syncmask.scores import EVIDENCE_RANGE, attention_scores, word_evidence
+from syncmask import SyncMaskForPreTraining
+from syncmask.scores import EVIDENCE_RANGE, attention_scores, word_alignment, word_evidence
 
 
 @pytest.fixture
@@ -134,3 +138,42 @@ def test_evidence_of_the_same_photo_is_0_and_is_clipped(tiny_model, pairs, seen)
     low, high = EVIDENCE_RANGE
     sharp = word_evidence(tiny_model, seen[0], rows, rows.flip(0)[:, None], *arguments)
     assert sharp.min() == low and sharp.max() == high
+
+
+# ------------------------------------------------------------------------------------------------------ word alignment
+
+
+@pytest.fixture
+def aligning(tiny_model):
+    """`tiny_model` with a word-patch head."""
+    config = copy.deepcopy(tiny_model.config)
+    config.word_patch_alignment = True
+    torch.manual_seed(3)
+    model = SyncMaskForPreTraining(config).eval()
+    assert model.load_state_dict(tiny_model.state_dict(), strict=False).missing_keys == [
+        "word_patch_head.norm.weight",
+        "word_patch_head.norm.bias",
+        "word_patch_head.dense.weight",
+    ]
+    return model
+
+
+def test_alignment_equals_one_word_photo_and_patch_at_a_time(aligning, pairs, seen):
+    head, embeddings = aligning.word_patch_head, aligning.get_input_embeddings().weight.detach()
+    fast = word_alignment(aligning, seen[0], pairs["input_ids"], pairs["word_ids"])
+    with torch.no_grad():
+        looks = [[head.dense(head.norm(patch)) for patch in photo[1:]] for photo in seen[0]]
+    for row, words in enumerate(pairs["word_ids"].tolist()):
+        for word in range(max(words) + 1):
+            scores = []
+            for piece in (pairs["input_ids"][row, place] for place, one in enumerate(words) if one == word):
+                fits = [max(float(look @ embeddings[piece]) for look in photo) for photo in looks]
+                scores.append(fits[row] - math.log(sum(map(math.exp, fits)) / 4))
+            assert fast[row, word].item() == pytest.approx(sum(scores) / len(scores), abs=1e-4)
+        assert not fast[row, max(words) + 1 :].any()
+    assert fast.std() > 0.01 and not fast.requires_grad
+
+
+def test_alignment_needs_its_head(tiny_model, pairs, seen):
+    with pytest.raises(ValueError, match="wpa_weight"):
+        word_alignment(tiny_model, seen[0], pairs["input_ids"], pairs["word_ids"])

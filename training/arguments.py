@@ -52,10 +52,16 @@ class DataArguments(Checked):
     )
     augment: bool = setting(True, "crop, flip and shift colours of training photos, seeded by row and epoch")
     num_workers: int = setting(0, "processes that decode photos, for each training process", low=0)
+    prefetch_factor: int = setting(2, "num_workers: batches that each of them reads ahead", low=1)
     fast_decode: bool = setting(
         False,
-        "decode large JPEGs at a half, a quarter or an eighth of their size where that is enough: several times "
-        "faster, pixels differ a little",
+        "decode large JPEGs at a half, a quarter or an eighth of their size where that is enough, and shrink photos to "
+        "what the smallest crop needs: several times faster, pixels differ a little",
+    )
+    decoded_cache: str | None = setting(
+        None,
+        "folder on a fast disk where decoded training photos are kept, so that later epochs and runs need not decode "
+        "them again; changes no pixel",
     )
 
     def __post_init__(self):
@@ -170,10 +176,16 @@ class PretrainingArguments(ContrastArguments):
     mlm_soft_targets: bool = setting(
         False, "the teacher's word probabilities have soft_target_weight in MLM's targets too (ALBEF; one more pass)"
     )
-    mask_strategy: Literal["random", "attention", "evidence"] = setting(
+    wpa_weight: float = setting(
+        0.0,
+        "weight of word-patch alignment (ours): which of a batch's photos is each word found in; 0 = no such head",
+        low=0,
+    )
+    mask_strategy: Literal["random", "attention", "evidence", "alignment"] = setting(
         "attention",
         "what decides which words and patches are hidden: chance, the teacher's cross-attention (the paper), "
-        "or how much the photo raises the teacher's belief in a word (ours, about 15 percent slower)",
+        "how much the photo raises the teacher's belief in a word (ours, about 15 percent slower), or how much better "
+        "a word fits the photo than others (ours, needs wpa_weight)",
     )
     mask_layer: int | None = setting(
         None, "fusion layer that scores are read from, 0 = the first; none = the model's default", low=0
@@ -181,7 +193,7 @@ class PretrainingArguments(ContrastArguments):
     mask_instance_weight: float | None = setting(
         None,
         "1 = a word's score for this pair alone, 0 = its mean over all photos; none = 1 for attention, "
-        "0.5 for evidence",
+        "0.5 for evidence and alignment",
         low=0,
         high=1,
     )
@@ -203,6 +215,11 @@ class PretrainingArguments(ContrastArguments):
     gate_max_steps: int = setting(2000, "step at which the gate opens anyway", low=0)
     gate_probe_pairs: int = setting(256, "train pairs set aside for testing the gate", low=2)
     mask_ramp_steps: int = setting(500, "steps over which scores take over once the gate is open", low=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mask_strategy == "alignment" and not self.wpa_weight:
+            raise ValueError("mask_strategy alignment needs the head that wpa_weight trains: set wpa_weight to 1")
 
 
 @dataclass
@@ -245,6 +262,11 @@ class OptimArguments(Checked):
 
     per_device_batch_size: int = setting(64, "pairs in a batch of one process", low=1)
     gradient_accumulation_steps: int = setting(1, "batches whose gradients make one step", low=1)
+    full_contrast: bool = setting(
+        False,
+        "gradient_accumulation_steps: image-text contrast compares all pairs of a step's batches with each other, as "
+        "one large batch would; one more forward of the towers",
+    )
     learning_rate: float = setting(1e-4, "peak learning rate", above=0)
     learning_rate_floor: float = share(0.01, "share of the peak at which the cosine schedule ends")
     layer_decay: float = setting(
@@ -262,6 +284,16 @@ class OptimArguments(Checked):
         None, "end in good order after this wall time; the schedule still follows the steps", above=0
     )
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", above=0)
+
+    @property
+    def rows_of_process(self) -> int:
+        """Pairs of a process that are compared with each other: a batch's, or all of a step's."""
+        return self.per_device_batch_size * (self.gradient_accumulation_steps if self.full_contrast else 1)
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of `rows_of_process` pairs that make one step."""
+        return 1 if self.full_contrast else self.gradient_accumulation_steps
 
 
 @dataclass
@@ -341,6 +373,13 @@ class TrainArguments:
     objective: Checked = field(default_factory=PretrainingArguments)
     optim: OptimArguments = field(default_factory=OptimArguments)
     run: RunArguments = field(default_factory=RunArguments)
+
+    def __post_init__(self):
+        if self.optim.full_contrast and not getattr(self.objective, "itc_weight", 0):
+            raise ValueError(
+                "full_contrast is on, but no photos and texts are contrasted: it is for pretraining and for the task "
+                "retrieval, with itc_weight above 0"
+            )
 
 
 def sections_of(task: str) -> dict[str, type[Checked]]:

@@ -19,7 +19,7 @@ from syncmask.masks import (
     word_attention,
     words_to_tokens,
 )
-from syncmask.scores import word_evidence
+from syncmask.scores import word_alignment, word_evidence
 from syncmask.word_scores import WordScores
 
 from .noise import StepNoise
@@ -132,6 +132,9 @@ class Masking:
         rows = self.word_scores.rows(batch["input_ids"], batch["word_ids"])
         if self.settings.strategy == "attention":
             raw = attention_word_scores(seen.scores, batch["attention_mask"], batch["word_ids"])
+            measured = torch.ones_like(valid[:, 0])
+        elif self.settings.strategy == "alignment":
+            raw = word_alignment(teacher.model, seen.image_embeds, batch["input_ids"], batch["word_ids"])
             measured = torch.ones_like(valid[:, 0])
         else:
             raw, measured = self._evidence(step, batch, valid, teacher.model, seen, noise)

@@ -31,7 +31,8 @@ def build_pretraining(
     data, objective, seed = arguments.data, arguments.objective, arguments.run.seed
     processor = build_processor(data, arguments.model, corpus["train"]["text"], seed)
     set_seed(seed)  # weights depend on the seed alone, not on what was drawn before
-    model = build_model(SyncMaskForPreTraining, arguments.model, processor).to(accelerator.device)
+    heads = {"word_patch_alignment": objective.wpa_weight > 0}
+    model = build_model(SyncMaskForPreTraining, arguments.model, processor, **heads).to(accelerator.device)
     rows, probe_rows = split_probe(corpus["train"], objective.gate_probe_pairs, seed)
     pairs = pair_data(rows, data, objective, processor, seed)
     layer = model.config.mask_layer if objective.mask_layer is None else objective.mask_layer

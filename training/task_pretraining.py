@@ -1,4 +1,4 @@
-"""Pretraining: ITC, ITM, MLM and MIM with synchronised masks."""
+"""Pretraining: ITC, ITM, MLM, MIM and, where it has a weight, WPA, with synchronised masks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class Pretraining(Task):
         final_weights: str,
         seed: int,
     ):
-        super().__init__({term: getattr(settings, f"{term}_weight") for term in TERMS}, contrast.data, processor)
+        terms = (*TERMS, "wpa") if settings.wpa_weight else TERMS  # without a weight there is no such head
+        super().__init__({term: getattr(settings, f"{term}_weight") for term in terms}, contrast.data, processor)
         self.settings, self.accelerator = settings, accelerator
         self.contrast, self.masking, self.probe = contrast, masking, probe
         self.validation, self.final_weights, self.seed = validation, final_weights, seed
