@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from syncmask.evaluation.outcomes import Outcomes, quantity_of
 from syncmask.evaluation.result import Result, beside
@@ -82,6 +83,11 @@ class Finished:
         """Steps trained, as far as they were logged."""
         return max((line["step"] for line in self.lines if line["split"] == "train"), default=0)
 
+    @cached_property
+    def strategy(self) -> str:
+        """The strategy that its masks were made by."""
+        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))["objective"]["mask_strategy"]
+
     def value(self, protocol: str, metric: str) -> float:
         """A figure of a result; KeyError where it was not measured."""
         return self._result(protocol).metrics[metric]["value"]
@@ -115,6 +121,11 @@ def recall(*directions: str, reading: str = "itc", k: int = 10) -> Callable[[Fin
 def kept(metric: str) -> Callable[[Finished], list[Group]]:
     """A ratio that `co-occurrence` keeps."""
     return lambda run: [_of_items(run.truth, metric)]
+
+
+def kept_of_masks(metric: str) -> Callable[[Finished], list[Group]]:
+    """The same of the strategy that the run's own masks were made by; KeyError where they were random."""
+    return lambda run: [_of_items(run.truth, f"{metric}/{run.strategy}")]
 
 
 def mim_error(run: Finished) -> list[Group]:
@@ -160,6 +171,8 @@ METRICS: dict[str, Metric] = {
     "word_gain_evidence": Metric("words over random, evidence", kept("words/precision_gain/evidence")),
     "item_auc_attention": Metric("itemAUC, attention", kept("words/item_auc/attention")),
     "item_auc_evidence": Metric("itemAUC, evidence", kept("words/item_auc/evidence")),
+    "word_gain_masks": Metric("words over random, by the arm's masks", kept_of_masks("words/precision_gain")),
+    "item_auc_masks": Metric("itemAUC, by the arm's masks", kept_of_masks("words/item_auc")),
     "patch_gain_attention": Metric("patches over random, attention", kept("patches/precision_gain/attention")),
     "fn_rule_1": Metric("pair FN, rule 1", figure((f"{PAIRS}rule_1", 1)), better="lower"),
     "fn_rules_1_2": Metric("pair FN, rules 1-2", figure((f"{PAIRS}rules_1_2", 1)), better="lower"),

@@ -1,9 +1,9 @@
-"""The two claims, measured: `python -m benchmarks.ablations [--quick] [--real FOLDER] [--jobs N] [--write-docs]`.
+"""The claims, measured: `python -m benchmarks.ablations [--quick | --real FOLDER | --plan NAME] [--write-docs]`.
 
 Masks that co-occur help; semi-hard grouping avoids false negatives. What is trained, compared and how it is judged
 stands in benchmarks/ablations.yaml, written before arms were compared. `--quick` trains 4 arms x 3 seeds, about four
-minutes each on one core; without it, all arms, for hours. `--real FOLDER` trains on real photos instead. A finished run
-is never run again, an interrupted one goes on: give the same command again.
+minutes each on one core; without it, all arms, for hours. `--real FOLDER` trains on real photos, `--plan` what the YAML
+has under that name. A finished run is never run again, an interrupted one goes on: give the same command again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None, train: Train = start_training) -> int:
     """
     given = _parser().parse_args(argv)
     logging.getLogger("syncmask.processing.splits").setLevel(logging.ERROR)
-    name = "real" if given.real else "quick" if given.quick else "full"
+    name = "real" if given.real else "quick" if given.quick else given.plan
     plan = read_plan(name, given.plans, given.real)
     say = (
         (lambda line: print(line, file=sys.stderr, flush=True))
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--quick", action="store_true", help="the plan `quick`: 4 arms x 3 seeds, minutes each")
     what.add_argument("--real", metavar="FOLDER", help="the plan `real`, on the photos of a folder with metadata")
+    what.add_argument("--plan", default="full", help="a plan of the YAML, such as `alignment`")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a thread each")
     parser.add_argument("--output_dir", default="runs/ablations", help="where runs and results go")
     parser.add_argument("--analyse", action="store_true", help="train nothing; read the runs that are finished")
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(given: argparse.Namespace) -> str:
     which = " --quick" if given.quick else " --real FOLDER" if given.real else ""
+    which = which or ("" if given.plan == "full" else f" --plan {given.plan}")
     return f"python -m benchmarks.ablations{which}"
 
 

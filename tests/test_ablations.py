@@ -55,7 +55,7 @@ def finish(run, gain=0.0, items=6, seed=0, steps=None):
     seen, errors = Outcomes(), rng.uniform(0.5, 1, len(photos))
     ids = {"words/item_auc": np.array(names)}
     for name in ("words/precision_gain", "patches/precision_gain", "words/item_auc"):
-        for strategy in ("attention", "evidence"):
+        for strategy in ("attention", "evidence", "alignment"):
             units = ids.get(name, photos)
             seen.ratio(f"{name}/{strategy}", (rng.random(len(units)), np.ones(len(units))), units)
     seen.ratio("text_gap/relative_rise/truth_masks", (errors * (0.1 + gain), errors), photos)
@@ -71,6 +71,7 @@ def finish(run, gain=0.0, items=6, seed=0, steps=None):
         {"step": steps or 40, "split": "train", "mask_strength": 1.0},
     ]
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run.path / "config.yaml").write_text(yaml.safe_dump({"objective": dict(run.settings["objective"])}))
     (run.path / "summary.txt").write_text("done\n")
 
 
@@ -326,7 +327,8 @@ def test_cpu_seconds_a_step_count_every_step_once_and_survive_a_kill(tmp_path):
 
 
 def test_readings_are_sums_by_item(tmp_path):
-    run = quick_runs(tmp_path)[0]
+    run = quick_runs(tmp_path)[-1]
+    assert run.arm == "both"
     finish(run)
     done = readings.Finished(run.path)
     kept = done.items
@@ -343,19 +345,25 @@ def test_readings_are_sums_by_item(tmp_path):
         ("grouped_steps", 0.25),
         ("scored_masks", 1.0),
         ("item_auc_attention", done.truth.values["words/item_auc/attention"][:, 0].mean()),
+        ("item_auc_masks", done.truth.values["words/item_auc/attention"][:, 0].mean()),
     ):
         table = readings.table_of(metric, {"both": {0: done}})
         assert analysis.values(table)[0, 0] == pytest.approx(wanted), metric
 
 
 def test_every_metric_is_read_or_missing_and_unlike_queries_are_refused(tmp_path):
-    first, second = quick_runs(tmp_path)[:2]
+    first, second = (run for run in quick_runs(tmp_path) if run.arm == "both")
     finish(first)
     finish(second, items=5)
     done, other = readings.Finished(first.path), readings.Finished(second.path)
     assert all(readings.table_of(metric, {"a": {0: done}}) is not None for metric in readings.METRICS)
     with pytest.raises(ValueError, match="asked other queries"):
         readings.table_of("recall_at_10", {"a": {0: done}, "b": {0: other}})
+    chance = next(run for run in quick_runs(tmp_path) if run.arm == "neither")
+    finish(chance)
+    both = {"neither": {0: readings.Finished(chance.path)}, "both": {0: done}}
+    assert readings.table_of("item_auc_attention", both) is not None
+    assert readings.table_of("item_auc_masks", both) is None  # random masks have no score
     (first.path / "results" / "co-occurrence.json").unlink()
     bare = readings.Finished(first.path)
     measured = {metric for metric in readings.METRICS if readings.table_of(metric, {"a": {0: bare}}) is not None}
