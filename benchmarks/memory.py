@@ -46,8 +46,8 @@ def measure(words: list[str]) -> dict[str, float]:
     make_moments(trainer)
     trainer.task.rehearse(2)
     trainer.progress.step = LATE
-    batches = max(1, arguments.optim.gradient_accumulation_steps)
-    batch = longest_rows(trainer, arguments.optim.per_device_batch_size)
+    batches = arguments.optim.batches_per_step
+    batch = longest_rows(trainer, arguments.optim.rows_of_process)
     forget_peak()
     for _ in range(batches):
         trainer.train_step(batch | {"asked_ids": batch["row_ids"], "reasons": {}})

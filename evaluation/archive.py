@@ -1,4 +1,4 @@
-"""Named arrays in one .npz file, written whole or not at all, and known by a hash of their contents."""
+"""Files of a run: texts and named arrays that are there whole or not at all, records that are appended to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file in UTF-8, over an older one if there is one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    return partial.replace(path)
+
+
+def complete_lines(path: Path) -> list[str]:
+    """Lines of a record that is appended to; one that a kill cut short is left out, no file gives none."""
+    text = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.is_file() else ""
+    return [line for line in text.split("\n") if line.strip()]
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from . import fragments
+from .archive import write_text
 from .false_negatives import in_batches
 from .figures import beside, enlarge, framed, over
 from .parts import Part
@@ -103,10 +104,8 @@ def describe(
 
 def save_batches(run: str | Path, batches: Mapping[str, Batch], used: bool) -> Path:
     """Writes grouping.json; `used` = the run trained on grouped batches."""
-    path = Path(run) / RECORD
     content = {"used": used, "batches": {name: asdict(batch) for name, batch in batches.items()}}
-    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    return path
+    return write_text(Path(run) / RECORD, json.dumps(content) + "\n")
 
 
 def read_batches(run: str | Path) -> tuple[dict[str, Batch], bool]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .exits import or_exit
 from .protocol_names import Protocol
 
 app = typer.Typer(help="Score a checkpoint by a named protocol; compare; report.", no_args_is_help=True)
@@ -42,6 +43,7 @@ def evaluate(
 ) -> None:
     """Score a checkpoint by a named protocol and write results/PROTOCOL.json."""
     from .loading import load_checkpoint
+    from .result import check_writable
     from .running import Request, run_protocol
 
     request = Request(
@@ -57,9 +59,11 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
     )
-    loaded = _or_exit(load_checkpoint, checkpoint)
-    result = _or_exit(run_protocol, loaded, request)
-    path = result.save(out or (loaded.run or Path.cwd()) / "results")
+    loaded = or_exit(load_checkpoint, checkpoint)
+    place = out or (loaded.run or Path.cwd()) / "results"
+    or_exit(check_writable, place)
+    result = or_exit(run_protocol, loaded, request)
+    path = or_exit(result.save, place)
     typer.echo(json.dumps(result.content(), indent=2) if as_json else f"{result.table()}\n\nwritten to {path}")
 
 
@@ -73,7 +77,7 @@ def compare(
     """Tell by a paired bootstrap whether two models differ; unlike protocols or corpora are refused."""
     from .compare import compare as compared
 
-    found = _or_exit(compared, first, second, seed=seed)
+    found = or_exit(compared, first, second, seed=seed)
     typer.echo(json.dumps(found.content(), indent=2) if as_json else found.table())
 
 
@@ -90,16 +94,7 @@ def report(
 
     if not (run / "config.yaml").is_file():
         raise typer.BadParameter(f"{run} is no run folder: it has no config.yaml", param_hint="RUN")
-    loaded = _or_exit(load_checkpoint, run)
-    splits = _or_exit(run_corpus, loaded, corpus)
-    path = _or_exit(report_run, run, loaded, splits, split, corpus=corpus)
+    loaded = or_exit(load_checkpoint, run)
+    splits = or_exit(run_corpus, loaded, corpus)
+    path = or_exit(report_run, run, loaded, splits, split, corpus=corpus)
     typer.echo(f"written to {path}")
-
-
-def _or_exit(action, *args, **kwargs):
-    """Errors that tell the user how to mend them end the command in one line, not in a traceback."""
-    try:
-        return action(*args, **kwargs)
-    except (ValueError, FileNotFoundError, OSError, ImportError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error

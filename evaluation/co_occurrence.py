@@ -179,17 +179,26 @@ def patch_tallies(
     return tallies
 
 
-def pointing_tallies(peaks: Words, regions: Sequence[Sequence], grid: tuple[int, int], image_size: int) -> Tallies:
+def pointing_tallies(
+    peaks: Mapping[str, Words], regions: Sequence[Sequence], grid: tuple[int, int], image_size: int
+) -> Tallies:
     """Does a word's map point at what the word names, and not just at the garment? See `pointing_hits`.
+
+    Args:
+        peaks: by what looks ("attention", "alignment"), see `pointing_hits`, as for the others.
 
     Returns:
         `pointing/hit/NAME` with NAME `own_word`, `other_word` (the maps of the text's other words, judged against this
-        word's region) and `random`; units are rows.
+        word's region) and `random`; of other maps than attention's `KIND_own_word`, `KIND_other_word`; units are rows.
     """
-    hits, counts = pointing_hits(peaks, regions, grid, image_size)
-    return {
-        f"pointing/hit/{name}": (values, counts) for name, values in zip(("own_word", "other_word", "random"), hits)
-    }
+    tallies: Tallies = {}
+    for kind, by_row in peaks.items():
+        prefix = "" if kind == "attention" else f"{kind}_"
+        (own, other, random), counts = pointing_hits(by_row, regions, grid, image_size)
+        tallies[f"pointing/hit/{prefix}own_word"] = own, counts
+        tallies[f"pointing/hit/{prefix}other_word"] = other, counts
+        tallies["pointing/hit/random"] = random, counts
+    return tallies
 
 
 def pointing_hits(

@@ -13,6 +13,7 @@ WORDS = {
     "(ITM)": "ITM: the best of these, put in order by the matching head",
     "(attention)": "attention: words by how sharply they and a patch pick each other out",
     "(evidence)": "evidence: words by how much likelier they are with this photo than with others",
+    "(alignment)": "alignment: words by how much better their best patch fits than other photos' best patches",
     "by the word alone": "by the word alone: a table of how often each word is visible, without looking at the photo",
     "by contrast alone": "by contrast alone: the patches with the most contrast, without text or training",
     "false negatives": "false negative: another item's text that is true of the photo",
@@ -30,7 +31,8 @@ def findings(results: Mapping[str, Result]) -> list[Finding]:
                 label = f"{name}, among the first 10 ({score.upper()})"
                 rows.append(_finding(items, label, f"{way}/recall@10/{score}", chance))
     if masks:
-        rows += [row for strategy in ("attention", "evidence") for row in _mask_findings(masks, strategy)]
+        strategies = ("attention", "evidence", "alignment")
+        rows += [row for strategy in strategies for row in _mask_findings(masks, strategy)]
         pointing = {"pointing/hit/other_word": "for another word's map", "pointing/hit/random": "at random"}
         rows.append(_finding(masks, "a word's attention peaks on its own part", "pointing/hit/own_word", pointing))
         rows.append(_gap(masks))

@@ -158,7 +158,7 @@ def _quantity(quantity: str, rows: dict, figures: list[str]) -> str:
     body = ""
     for name, row in rows.items():
         cells = "".join(f'<td class="figure">{_with_interval(cell(row.get(figure)))}</td>' for figure in figures)
-        body += f"<tr><td>{escape(name.replace('_', ' '))}</td>{cells}<td>{counts(row)}</td></tr>"
+        body += f"<tr><td>{escape(name.replace('_', ' '))}</td>{cells}<td>{escape(counts(row))}</td></tr>"
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 

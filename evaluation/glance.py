@@ -46,7 +46,11 @@ def glance(splits: Mapping) -> Glance:
     texts = Counter(text for rows in splits.values() for text in rows["text"])
     lengths = {text: len(split_words(text)) for text in texts}
     kinds = Counter(
-        kind for rows in splits.values() if "category" in rows.column_names for kind in rows["category"] if kind
+        str(kind)  # a column of class numbers, 0 among them, is one of categories too
+        for rows in splits.values()
+        if "category" in rows.column_names
+        for kind in rows["category"]
+        if kind not in (None, "")
     )
     return Glance(
         splits={name: (sum(count.values()), len(count)) for name, count in items.items()},

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from . import fragments
+from .archive import complete_lines
 from .parts import Part
 from .plots import Panel, bars, curves
 
@@ -34,9 +35,7 @@ Lines = Sequence[Mapping]
 
 def read_history(run: str | Path, name: str = "metrics.jsonl") -> list[dict]:
     """The lines of a record of the run; one cut short by a kill is left out, no file gives none."""
-    path = Path(run) / name
-    complete = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.exists() else ""
-    return [json.loads(line) for line in complete.splitlines() if line.strip()]
+    return [json.loads(line) for line in complete_lines(Path(run) / name)]
 
 
 def _line(lines: Lines, key: str, scale: float = 1.0) -> tuple[list[float], list[float]]:
@@ -50,8 +49,9 @@ def _of(history: Lines, split: str) -> list[Mapping]:
 
 def global_batch(settings: Mapping) -> int | None:
     """Pairs that are compared with each other in a step, by config.yaml; None where it does not tell."""
-    batch = (settings.get("optim") or {}).get("per_device_batch_size")
-    return batch * (settings.get("about") or {}).get("processes", 1) if batch else None
+    optim, processes = settings.get("optim") or {}, (settings.get("about") or {}).get("processes", 1)
+    batch, batches = optim.get("per_device_batch_size"), optim.get("gradient_accumulation_steps", 1)
+    return batch * processes * (batches if optim.get("full_contrast") else 1) if batch else None
 
 
 # ---------------------------------------------------------------------------------------------------------- panels
@@ -84,7 +84,8 @@ def loss_panels(history: Lines, settings: Mapping) -> list[Panel]:
     """A plot a loss, each with the value of knowing nothing where that is known."""
     train, batch = _of(history, "train"), global_batch(settings)
     chance = {"itm": ITM_CHANCE} | ({"itc": math.log(batch)} if batch and batch > 1 else {})
-    labels = [name for name in (train[0] if train else {}) if name.endswith("category")]
+    columns = (settings.get("objective") or {}).get("label_columns") or ("category", "subcategory")
+    labels = [name for name in columns if train and name in train[0]]
     names = LOSSES | {"composed": "query finds its target"} | {name: f"{name}: which label" for name in labels}
     panels, opening = [], gate(history)
     for key, title in names.items():
@@ -107,8 +108,7 @@ def validation_panels(history: Lines) -> list[Panel]:
             f"all/recall@10/{score}": score.replace("_", " ")
             for score in ("composed", "sum", "text_only", "image_only")
         },
-        "Accuracy on unseen items: category": _accuracies("category"),
-        "Accuracy on unseen items: subcategory": _accuracies("subcategory"),
+        **{f"Accuracy on unseen items: {column}": _accuracies(column) for column in _label_columns(tested)},
     }
     for title, keys in groups.items():
         lines = {name: _line(tested, key, 100) for key, name in keys.items()}
@@ -118,6 +118,11 @@ def validation_panels(history: Lines) -> list[Panel]:
             chance = _line(tested, f"{first.rsplit('/', 1)[0]}/chance", 100)[1]
             panels.append(Panel(title, lines, level=chance[-1] if chance else None, y_label="%", **gate(history)))
     return panels
+
+
+def _label_columns(tested: Lines) -> list[str]:
+    names = [name.partition("/accuracy/")[0] for line in tested for name in line if "/accuracy/" in name]
+    return list(dict.fromkeys(names))
 
 
 def _accuracies(column: str) -> dict[str, str]:
@@ -172,7 +177,9 @@ def speeds(history: Lines, settings: Mapping, times: Lines = ()) -> tuple[list[f
     if times:
         kept = [(line["step"], line["pairs"] / training_seconds(line, waiting=True)) for line in times if line["pairs"]]
         return [step for step, _ in kept], [speed for _, speed in kept]
-    batch = (global_batch(settings) or 0) * (settings.get("optim") or {}).get("gradient_accumulation_steps", 1)
+    optim = settings.get("optim") or {}
+    batches = 1 if optim.get("full_contrast") else optim.get("gradient_accumulation_steps", 1)
+    batch = (global_batch(settings) or 0) * batches
     steps, found = [], []
     for one, other in zip(history, history[1:]):
         # Two logged steps in a row: nothing but training lies between, unless the run was resumed there.
@@ -193,6 +200,13 @@ def phase_seconds(times: Lines) -> dict[str, float]:
     """Seconds of the run by phase."""
     totals = {name: sum(line.get(key, 0.0) for line in times) for key, name in PHASES.items()}
     return totals | {"training": sum(training_seconds(line) for line in times)}
+
+
+def waiting_share(times: Lines) -> float:
+    """Share of the time of training, planning, validating and saving apart, that went by waiting for photos."""
+    shares = phase_seconds(times)
+    waited = shares["waiting for photos"]
+    return waited / (shares["training"] + waited) if waited else 0.0
 
 
 def speed_part(history: Lines, times: Lines, settings: Mapping, usage: Mapping) -> Part:
@@ -226,14 +240,14 @@ def speed_part(history: Lines, times: Lines, settings: Mapping, usage: Mapping) 
     missing = "" if times else "no time by phase, no memory: the run was made by a version that did not record it"
     return Part(
         "Speed and memory",
-        _speed_note(line[1], shares, settings),
+        _speed_note(line[1], times, settings),
         body,
         {"speed": curves(panels)} if panels else {},
         missing,
     )
 
 
-def _speed_note(speed: Sequence[float], shares: Mapping[str, float], settings: Mapping) -> str:
+def _speed_note(speed: Sequence[float], times: Lines, settings: Mapping) -> str:
     about = settings.get("about") or {}
     where = (
         f" on {about['processes']} process(es) with {about.get('threads')} CPU threads each"
@@ -241,9 +255,8 @@ def _speed_note(speed: Sequence[float], shares: Mapping[str, float], settings: M
         else ""
     )
     note = f"{np.median(speed):.0f} pairs a second{where}, validation and saving not counted." if speed else ""
-    if shares.get("training"):
-        waited = shares["waiting for photos"] / (shares["training"] + shares["waiting for photos"])
-        note += f" Of the time of training {100 * waited:.1f} % went by waiting for photos to be read."
+    if times:
+        note += f" Of the time of training {100 * waiting_share(times):.1f} % went by waiting for photos to be read."
     return note
 
 

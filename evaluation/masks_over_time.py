@@ -18,6 +18,7 @@ from PIL import Image
 from syncmask.processing.processing_syncmask import split_words
 
 from . import fragments
+from .archive import complete_lines
 from .figures import MaskedPhoto, Masks, beside, enlarge, framed, masked_photo, over
 from .parts import Part
 from .plots import Panel
@@ -74,9 +75,7 @@ class MaskState:
 
 def read_mask_states(run: str | Path) -> list[MaskState]:
     """The lines of a run's record, oldest first; one cut short by a kill is left out, no file gives none."""
-    path = Path(run) / RECORD
-    complete = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.exists() else ""
-    return [MaskState(**json.loads(line)) for line in complete.splitlines() if line.strip()]
+    return [MaskState(**json.loads(line)) for line in complete_lines(Path(run) / RECORD)]
 
 
 # ---------------------------------------------------------------------------------------------------------- curves

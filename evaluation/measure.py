@@ -22,7 +22,7 @@ from syncmask.masks import (
     valid_words,
     word_attention,
 )
-from syncmask.scores import attention_scores, word_alignment, word_evidence
+from syncmask.scores import aligned_patches, attention_scores, word_alignment, word_evidence
 from syncmask.word_scores import WordScores
 
 from .co_occurrence import PATCH_RATE, WORD_RATE
@@ -34,24 +34,32 @@ INSTANCE_WEIGHTS = {"attention": 1.0, "evidence": 0.5, "alignment": 0.5}
 
 @dataclass
 class PairScores:
-    """One batch under the teacher: `valid` (B, W), attention A (B, W, N), standardised scores (B, W) by strategy."""
+    """One batch under the teacher: `valid` (B, W), standardised scores (B, W) by strategy, where words look (B, W, N).
+
+    `looks` has "attention" always, and "alignment" where that is asked for; other strategies look by attention.
+    """
 
     valid: torch.Tensor
-    attention: torch.Tensor
     scores: dict[str, torch.Tensor]
+    looks: dict[str, torch.Tensor]
+
+    def looks_of(self, strategy: str) -> torch.Tensor:
+        """Where words look (B, W, N) by what this strategy chooses patches with."""
+        return self.looks.get(strategy, self.looks["attention"])
 
 
 @dataclass
 class Measured:
     """All rows: word scores (a list of (W,)) and patch scores (rows, N) by name.
 
-    `kept`: how many words of each text the tokenizer left. `peaks`: (W,) a row, where each word looks more than others.
+    `kept`: how many words of each text the tokenizer left. `peaks`: by what looks, (W,) a row, where each word looks more
+    than others.
     """
 
     words: dict[str, list[np.ndarray]] = field(default_factory=dict)
     patches: dict[str, np.ndarray] = field(default_factory=dict)
     kept: list[int] = field(default_factory=list)
-    peaks: list[np.ndarray] = field(default_factory=list)
+    peaks: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -82,6 +90,7 @@ def score_pairs(
     texts = teacher.syncmask.encode_text(ids, mask)
     raw = attention_scores(teacher.syncmask, images, texts, mask, layer)
     valid, scores = valid_words(word_ids), {}
+    looks = {"attention": word_attention(raw, word_ids)}
     if "attention" in strategies:
         scores["attention"] = standardise(attention_word_scores(raw, mask, word_ids), valid)
     if "evidence" in strategies:
@@ -91,7 +100,8 @@ def score_pairs(
         scores["evidence"] = standardise(evidence, valid)
     if "alignment" in strategies:
         scores["alignment"] = standardise(word_alignment(teacher, images, ids, word_ids), valid)
-    return PairScores(valid, word_attention(raw, word_ids), scores)
+        looks["alignment"] = aligned_patches(teacher, images, ids, word_ids)
+    return PairScores(valid, scores, looks)
 
 
 def strategies_of(model) -> tuple[str, ...]:
@@ -153,7 +163,7 @@ def measure_rows(
     shows: what perfect word scores would give) and contrast (the spread of a patch's pixels: what eyes without a text
     and without any training would give).
     """
-    found = Measured(kept=[0] * len(dataset), peaks=[np.zeros(0)] * len(dataset))
+    found = Measured(kept=[0] * len(dataset))
     for rows in mixed_rows(len(dataset), batch_size, seed):
         batch = next(batches(processor, dataset, rows, len(rows), teacher.device))
         pairs = score_pairs(teacher, batch, item_ids[rows], list(means), layer=layer, others=others, seed=seed)
@@ -164,12 +174,15 @@ def measure_rows(
             weight = instance_weights[strategy]
             words[strategy] = blend(own, mean, weight, everywhere, pairs.valid)
             words |= {f"{strategy}_mean": mean} | ({f"{strategy}_own": own} if weight < 1 else {})
-            patches[strategy] = patches_of_top_words(words[strategy], pairs)
+            patches[strategy] = patches_of_top_words(words[strategy], pairs.valid, pairs.looks_of(strategy))
         patches["contrast"] = teacher.patchify(batch["pixel_values"]).std(dim=-1)
-        patches["true_words"] = patches_of_top_words(_padded(visible, rows, pairs.valid), pairs)
+        true_words = _padded(visible, rows, pairs.valid)
+        patches["true_words"] = patches_of_top_words(true_words, pairs.valid, pairs.looks["attention"])
         _collect(found, rows, pairs.valid, words, patches)
-        for row, peak in zip(rows, word_peaks(pairs).cpu().numpy()):
-            found.peaks[row] = peak[: found.kept[row]]
+        for name, looks in pairs.looks.items():
+            by_row = found.peaks.setdefault(name, [np.zeros(0)] * len(dataset))
+            for row, peak in zip(rows, word_peaks(looks, pairs.valid).cpu().numpy()):
+                by_row[row] = peak[: found.kept[row]]
     return found
 
 
@@ -209,27 +222,28 @@ def hard_masks(
         means = word_means.means(word_means.rows(batch["input_ids"], batch["word_ids"]))
         everywhere = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
         scores = blend(scores, means, weight, everywhere, pairs.valid)
-    attended = patches_of_top_words(scores, pairs, word_rate)
+    attended = patches_of_top_words(scores, pairs.valid, pairs.looks_of(strategy), word_rate)
     patches = top(attended, torch.ones_like(attended, dtype=torch.bool), patch_rate)
     return top(scores, pairs.valid, word_rate), patches, pairs
 
 
-def patches_of_top_words(word_scores: torch.Tensor, pairs: PairScores, rate: float = WORD_RATE) -> torch.Tensor:
-    """Relative attention (B, N) of the hard top `rate` of words."""
-    chosen = top(word_scores, pairs.valid, rate)
-    return relative_patch_scores(pairs.attention, chosen, pairs.valid)
+def patches_of_top_words(
+    word_scores: torch.Tensor, valid: torch.Tensor, looks: torch.Tensor, rate: float = WORD_RATE
+) -> torch.Tensor:
+    """Relative attention (B, N) of the hard top `rate` of words; looks (B, W, N) = where each word looks."""
+    return relative_patch_scores(looks, top(word_scores, valid, rate), valid)
 
 
-def word_peaks(pairs: PairScores) -> torch.Tensor:
+def word_peaks(looks: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """The patch (B, W) that each word looks at most, against what all words of its text look at."""
-    return relative_attention(pairs).argmax(dim=-1)
+    return relative_attention(looks, valid).argmax(dim=-1)
 
 
-def relative_attention(pairs: PairScores) -> torch.Tensor:
+def relative_attention(looks: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Attention (B, W, N) of each word against the mean of its text's words: what all look at says nothing of one."""
-    valid = pairs.valid.unsqueeze(-1)
-    everybody = (pairs.attention * valid).sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1)
-    return pairs.attention / everybody.clamp(min=EPSILON)
+    valid = valid.unsqueeze(-1)
+    everybody = (looks * valid).sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+    return looks / everybody.clamp(min=EPSILON)
 
 
 def top(scores: torch.Tensor, valid: torch.Tensor, rate: float = PATCH_RATE) -> torch.Tensor:

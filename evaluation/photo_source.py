@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from .archive import write_text
+
 NOTE = "photos_of.json"
 
 
@@ -17,7 +19,7 @@ def note_photos(report: Path, source: str) -> None:
     """
     pictures = {picture.name: _sha256(picture) for picture in sorted(report.glob("*.png"))}
     note = {"source": source, "pictures": pictures}
-    (report / NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+    write_text(report / NOTE, json.dumps(note, indent=1) + "\n")
 
 
 def photo_source(picture: Path) -> str:

@@ -1,15 +1,18 @@
 """The report of a run, report/index.html: one file that explains itself, opens anywhere and asks no network.
 
-Takes `Part`s of plain data, so that it can be tested without a model; `showcase.py` makes them from one.
+`reporting.report_run` is the entry: it makes the parts of a run and hands them over. Here all is plain data, so that it
+can be tested without a model; `showcase.py` shows the model at work.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from . import fragments
+from .archive import write_text
 from .figures import MaskedPhoto, Search, mask_view, retrieval_sheet
 from .findings import explained, findings
 from .parts import Part
@@ -30,18 +33,16 @@ def write_report(run: str | Path, title: str, parts: Sequence[Part]) -> Path:
         The path of index.html.
     """
     folder = Path(run) / "report"
-    folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    for part in parts:
-        for name, picture in part.pictures.items():
-            picture.save(folder / f"{name}.png", optimize=True)
     sections = [(part.title, _section(part)) for part in parts]
     page = fragments.page(title, [*sections, (ABSENT, absent(parts))], contents=True)
-    path = folder / "index.html"
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    path = write_text(folder / "index.html", page)
+    for part in parts:
+        for name, picture in part.pictures.items():
+            # A label's column, after which a picture is named, may be called anything.
+            file = re.sub(r"[^\w-]+", "_", name) + ".png"
+            picture.save(folder / file, optimize=True)
     return path
 
 
@@ -122,9 +123,8 @@ def settings_part(settings: Mapping) -> Part:
 
 
 def read_results(run: str | Path) -> dict[str, Result]:
-    """results/*.json by protocol."""
-    found = [Result.load(path) for path in sorted((Path(run) / "results").glob("*.json"))]
-    return {result.protocol: result for result in found}
+    """results/*.json by their names, which are their protocols' unless --out gave another: then of another corpus."""
+    return {path.stem: Result.load(path) for path in sorted((Path(run) / "results").glob("*.json"))}
 
 
 def setting_rows(settings: Mapping) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .archive import write_text
 from .candidates import Candidates
 from .metrics import Metric
 from .outcomes import Outcomes
@@ -69,15 +70,11 @@ class Result:
         """
         path = Path(path)
         path = path / f"{self.protocol}.json" if path.suffix != ".json" else path
-        path.parent.mkdir(parents=True, exist_ok=True)
         if self.outcomes is not None:
             self.queries_sha256 = self.outcomes.save(beside(path, "queries"))
         if self.candidates is not None:
             self.candidates.save(beside(path, "candidates"))
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(self.content(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-        return path
+        return write_text(path, json.dumps(self.content(), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
@@ -102,6 +99,15 @@ class Result:
     def _subject(self) -> str:
         parts = [f"{key} {self.corpus[key]}" for key in ("name", "split", "rows", "items") if key in self.corpus]
         return (": " if parts else "") + ", ".join(parts)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises an OSError where `Result.save` could not write to this path: better told before hours of measuring."""
+    path = Path(path)
+    folder = path.parent if path.suffix == ".json" else path
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written to; name another place by --out")
 
 
 def read_content(path: str | Path) -> dict:

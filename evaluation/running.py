@@ -152,10 +152,13 @@ def _fashioniq(loaded: Loaded, request: Request) -> Result:
 
 
 def choose_split(splits, wanted: str | None) -> str:
-    """The split that is wanted, else test, else validation; ValueError where the corpus has no such split."""
-    chosen = wanted or ("test" if "test" in splits else "validation")
-    if chosen not in splits:
-        raise ValueError(f"the corpus has no split {chosen!r}; it has {', '.join(splits)}: --split SPLIT")
+    """The split that is wanted, else test, else validation; ValueError where the corpus has no such rows."""
+    # A small corpus may have an empty split: its items fall where their hashes do.
+    kept = [name for name, rows in splits.items() if len(rows)]
+    chosen = wanted or ("test" if "test" in kept else "validation")
+    if chosen not in kept:
+        what = "row in its split" if chosen in splits else "split"
+        raise ValueError(f"the corpus has no {what} {chosen!r}; it has {', '.join(kept)}: --split SPLIT")
     return chosen
 
 

@@ -43,7 +43,7 @@ def mask_photos(
         processor: its `SyncMaskProcessor`.
         dataset: rows of a corpus; its column `visible`, if any, colours the words by the truth.
         rows: which; of at least two items for `evidence`.
-        strategy: "attention" or "evidence"; "random" shows what attention would hide.
+        strategy: "attention", "evidence" or "alignment"; "random" shows what attention would hide.
         word_means: m[v], as saved beside the weights; None = the pair's own scores alone.
         instance_weight: lambda; the strategy's default when None.
         word_rate: share of the words.

@@ -74,7 +74,7 @@ def look(model, processor, dataset, rows: Sequence[int], *, layer: int | None = 
     batch = next(batches(processor, dataset, rows, len(rows), model.device))
     item_ids = CorpusIndex.from_dataset(dataset).item_ids[rows]
     pairs = score_pairs(model, batch, item_ids, ["attention"], layer=layer, seed=seed)
-    maps, grid = relative_attention(pairs).cpu().numpy(), model.syncmask.grid
+    maps, grid = relative_attention(pairs.looks["attention"], pairs.valid).cpu().numpy(), model.syncmask.grid
     shown = dataset.select(rows.tolist())
     regions = shown["regions"] if "regions" in dataset.column_names else [None] * len(rows)
     found, rng = [], np.random.default_rng(seed)

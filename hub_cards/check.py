@@ -61,19 +61,17 @@ def ask_stranger(staged: Path, job: dict, work: Path) -> dict[str, torch.Tensor]
     out = work / "seen.safetensors"
     job = job | {"folder": str(staged.resolve()), "out": str(out), "threads": torch.get_num_threads()}
     (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-P", str(Path(__file__).with_name("stranger.py")), str(work / "job.json")],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        cwd=work,
-        env={
-            **os.environ,
-            "HF_MODULES_CACHE": str(work / "modules"),
-            "HF_HUB_OFFLINE": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-    )
+    own = {"HF_MODULES_CACHE": str(work / "modules"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-P", str(Path(__file__).with_name("stranger.py")), str(work / "job.json")]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE, cwd=work, env={**os.environ, **own}
+        )
+    except subprocess.TimeoutExpired as problem:
+        raise ValueError(
+            f"nothing is published: {staged} had not answered four photos after {PATIENCE / 60:.0f} minutes; is there "
+            "memory enough for the model twice?"
+        ) from problem
     if done.returncode != 0:
         said = "\n".join(done.stderr.strip().splitlines()[-12:])
         raise ValueError(

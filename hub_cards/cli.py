@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from syncmask.evaluation.exits import or_exit
+
 app = typer.Typer(
     help="Publish runs on the Hub; write cards.",
     no_args_is_help=True,
@@ -79,7 +81,7 @@ def publish(
         staged=staged,
         dry_run=dry_run,
     )
-    done = _or_exit(run_publish, request, HfApi(), typer.echo)
+    done = or_exit(run_publish, request, HfApi(), typer.echo)
     if done.url is not None:
         typer.echo(f"{len(done.sent)} files sent, {len(done.deleted)} deleted, {len(done.unchanged)} as they were")
         typer.echo(f"published at {done.url}")
@@ -113,11 +115,11 @@ def card(
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:
-        written = _or_exit(_write_card, path, Path(folder), repo_id, base_model, license)
+        written = or_exit(_write_card, path, Path(folder), repo_id, base_model, license)
         if out is None:
             typer.echo(written.read_text(encoding="utf-8"))
             return
-        _or_exit(_put_beside, Path(folder), out)
+        out = or_exit(_put_beside, Path(folder), out)
     typer.echo(f"written to {out}")
 
 
@@ -134,19 +136,21 @@ def _write_card(path: Path, folder: Path, repo_id: str, base_model: str | None, 
     return write_dataset_card(path, folder, repo_id, license)
 
 
-def _put_beside(folder: Path, out: Path) -> None:
-    """Move a card to its file, and what it shows to the same folder."""
+def _put_beside(folder: Path, out: Path) -> Path:
+    """Move a card to its file (in a folder that is given: README.md), and what it shows to the same folder.
+
+    Raises:
+        ValueError: that is a run's folder, whose results, with what only its owner may know, would be overwritten.
+    """
     import shutil
 
+    out = out / "README.md" if out.is_dir() else out
+    if (out.parent / "config.yaml").is_file():
+        raise ValueError(
+            f"{out.parent} is a run, whose own results those of the card would replace; name a file in another "
+            f"folder, such as {out.parent / 'card' / out.name}"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(folder / "README.md", out)
     shutil.copytree(folder, out.parent, dirs_exist_ok=True)
-
-
-def _or_exit(action, *args, **kwargs):
-    """Errors that tell the user how to mend them end the command in one line, not in a traceback."""
-    try:
-        return action(*args, **kwargs)
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
+    return out

@@ -10,6 +10,7 @@ import datasets
 from huggingface_hub import DatasetCard, DatasetCardData
 from huggingface_hub.utils import validate_repo_id
 
+from syncmask.evaluation.archive import complete_lines
 from syncmask.processing.check import Report, check_corpus
 from syncmask.processing.contact_sheet import contact_sheet
 from syncmask.processing.convert import SKIPPED
@@ -19,7 +20,6 @@ from syncmask.processing.readers_tabular import ASIDE, PLAN
 
 from .markdown import environment, plain
 from .public import name_of, without_places
-from .record import lines_of
 
 MEANINGS = {
     "image": "the photo",
@@ -213,7 +213,7 @@ def how_made(folder: Path, made: dict | None) -> str:
         sentences.append(f"Only rows with {plain(kept)} were kept.")
     if settings.get("min_words", 1) > 1:
         sentences.append(f"Rows whose text has fewer than {settings['min_words']} words were left out.")
-    skipped = len(lines_of(folder / SKIPPED))
+    skipped = len(complete_lines(folder / SKIPPED))
     checked = "Every photo was decoded" if settings.get("verify") else "Photos were not decoded"
     sentences.append(f"{checked}; {skipped:,} rows were left out for want of a photo, a text or an item.")
     return " ".join(sentences)

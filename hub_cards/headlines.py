@@ -27,7 +27,7 @@ HEADLINES: dict[str, tuple[Headline, ...]] = {
     ),
     "co-occurrence": tuple(
         line
-        for strategy in ("attention", "evidence")
+        for strategy in ("attention", "evidence", "alignment")
         for line in (
             Headline(
                 f"words/precision/{strategy}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from syncmask.evaluation.loading import MODEL, sha256
 from syncmask.evaluation.protocol_names import Protocol
 from syncmask.evaluation.result import Result, cell, check_seal, counts, pivot
 
-from .headlines import HEADLINES, SCORES
+from .headlines import HEADLINES, SCORES, Headline
 from .public import public
 
 # Second readings of a score, which the results' files keep.
@@ -128,15 +129,19 @@ def not_measured(measured: Sequence[Measured]) -> list[str]:
     return [protocol.value for protocol in Protocol if protocol.value not in done]
 
 
+def published_lines(result: Result) -> list[Headline]:
+    """The headlines that were measured, of the model that is published and not of its teacher."""
+    lines = HEADLINES.get(result.protocol, ()) if result.protocol not in OF_THE_TEACHER else ()
+    return [line for line in lines if not math.isnan(result.metrics.get(line.metric, {}).get("value", math.nan))]
+
+
 def eval_results(measured: Sequence[Measured]) -> list[EvalResult]:
     """The headlines as entries of a card's `model-index`, values as shares of 1; each names its protocol."""
     found = []
     for one in measured:
         about, result = one.result.corpus, one.result
-        for line in HEADLINES.get(result.protocol, ()) if result.protocol not in OF_THE_TEACHER else ():
-            metric = result.metrics.get(line.metric)
-            if metric is None or metric["value"] != metric["value"]:
-                continue
+        for line in published_lines(result):
+            metric = result.metrics[line.metric]
             found.append(
                 EvalResult(
                     task_type=TASKS.get(result.protocol.partition("-")[0], RETRIEVAL_TASK),
@@ -164,7 +169,7 @@ def eval_entries(one: Measured) -> list[EvalResultEntry]:
     That form names a benchmark by its dataset, and asks for one value a task.
     """
     about, result = one.result.corpus, one.result
-    lines = [line for line in HEADLINES.get(result.protocol, ()) if line.metric in result.metrics]
+    lines = published_lines(result)
     if about.get("source") != "hub" or not lines:
         return []
     metric = result.metrics[lines[0].metric]

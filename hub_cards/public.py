@@ -25,6 +25,8 @@ PROGRAMS = {
     "pretrain.py": "python -m syncmask.training.pretrain",
     "finetune.py": "python -m syncmask.training.finetune",
 }
+# The commands that write results, as far as a card tells of them.
+MEASURING = {"evaluate": ("evaluate", "RUN"), "explain": ("explain", "RUN", "--pointing")}
 # Options whose values are numbers or choices, and those whose values are places or names.
 PLAIN_OPTIONS = {
     *("--protocol", "--split", "--max-rows", "--rerank-k", "--rerank-queries", "--variants", "--batch-size", "--seed"),
@@ -88,7 +90,7 @@ def public_command(command: str) -> str:
     words = command.split()
     if not words or name_of(words[0]) not in PROGRAMS:
         return ""
-    told = [PROGRAMS[name_of(words[0])], *(["evaluate", "RUN"] if "evaluate" in words[1:2] else [])]
+    told = [PROGRAMS[name_of(words[0])], *(word for name in words[1:2] for word in MEASURING.get(name, ()))]
     parts = [piece for word in words[1:] for piece in (word.split("=", 1) if word.startswith("--") else [word])]
     for option, value in zip(parts, parts[1:]):
         value = name_of(value) if option in NAMED_OPTIONS else value

@@ -24,6 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
 from syncmask import SyncMaskConfig
+from syncmask.evaluation.archive import write_text
 from syncmask.evaluation.loading import sha256
 
 from .check import check
@@ -118,7 +119,10 @@ def publish(request: Request, api: HfApi, say: Say = print) -> Published:
             f"the upload to {request.repo_id} broke off: {reason(problem)}. {request.folder} is kept; the same command "
             "again goes on from there, and files that have arrived are not sent twice"
         ) from problem
-    record(request, done.url)
+    try:
+        record(request, done.url)
+    except OSError as problem:  # it is published all the same
+        say(f"published, but that cannot be noted in the run ({problem}); name --base_model where you finetune it")
     return done
 
 
@@ -286,8 +290,7 @@ def is_same(file: Path, remote: RepoFile) -> bool:
 def record(request: Request, url: str) -> None:
     """Note where a run was published, so that what is finetuned from it can name its base model."""
     file = request.run / "publish" / f"{request.repo_id.replace('/', '--')}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"repo_id": request.repo_id, "url": url}, indent=2) + "\n", encoding="utf-8")
+    write_text(file, json.dumps({"repo_id": request.repo_id, "url": url}, indent=2) + "\n")
 
 
 def size_of(file: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from safetensors import safe_open
 
+from syncmask.evaluation.archive import complete_lines
 from syncmask.evaluation.loading import MODEL
 from syncmask.processing.corpus import GENERATED_VARIANTS
 
@@ -117,7 +118,7 @@ def read_record(run: Path) -> Record:
         started_from=tuple(str(name) for name in about.get("started_from") or ()),
         step=step,
         epoch=epoch,
-        substitutes=len(lines_of(run / "substitutes.jsonl")),
+        substitutes=len(complete_lines(run / "substitutes.jsonl")),
         processes=about.get("processes"),
         usage=usage,
         versions={name: str(versions[name]) for name in LIBRARIES if name in versions},
@@ -163,7 +164,7 @@ def text_limit(final: Path) -> int | None:
 
 def progress(run: Path, usage: dict) -> tuple[int | None, int | None]:
     """Return the last step and the whole epochs; metrics.jsonl has a line every so many steps, usage.json the end."""
-    lines = lines_of(run / "metrics.jsonl")
+    lines = complete_lines(run / "metrics.jsonl")
     last = json.loads(lines[-1]) if lines else {}
     steps = [step for step in (last.get("step"), usage.get("total", {}).get("steps")) if step is not None]
     return max(steps, default=None), last.get("epoch")
@@ -173,9 +174,3 @@ def read_usage(file: Path) -> dict:
     """Read usage.json; {} where there is none, or another version's."""
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return content if content.get("version") == 1 else {}
-
-
-def lines_of(file: Path) -> list[str]:
-    """Lines of a record; one that a kill cut short is left out."""
-    text = file.read_text(encoding="utf-8").rpartition("\n")[0] if file.is_file() else ""
-    return [line for line in text.splitlines() if line.strip()]

@@ -126,7 +126,8 @@ def batch(record: Record) -> str:
     if not size:
         return ""
     shared = f" on each of {processes} processes" if processes and processes > 1 else ""
-    return f"{size} pairs{shared}" + (f", {steps} such batches a step" if steps > 1 else "")
+    as_one = ", contrasted as one" if optim.get("full_contrast") else ""
+    return f"{size} pairs{shared}" + (f", {steps} such batches a step{as_one}" if steps > 1 else "")
 
 
 def usage_rows(record: Record) -> list[tuple[str, str]]:

@@ -12,13 +12,11 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_syncmask import SyncMaskConfig
-from .conversion import ConversionReport
+from .conversion import ConversionReport, check_settings, check_shape
 from .modeling_syncmask import LOG_TEMPERATURE_RANGE
-from .towers import patch_grid
+from .towers import patch_grid, resize_positions
 
 VISION, MLM = "visual_encoder.", "text_encoder.cls.predictions."
 HEAD_SIZE = 64  # of both of ALBEF's towers; no shape in a checkpoint tells it
@@ -59,7 +57,11 @@ def load_albef(kind, path: str | PathLike, image_size: int | None = None, **over
         kind: the SyncMask class. path: the .pth file.
         image_size: side of the photos; other than the checkpoint's, positions are interpolated.
         overrides: fields of the configuration, its sub-configurations as {field: value} that are changed.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_checkpoint` and `check_names`; an override that is no such field.
     """
+    check_settings(overrides)
     weights = read_checkpoint(path)
     names = names_of(weights)
     check_names(weights, names, path)
@@ -72,6 +74,8 @@ def load_albef(kind, path: str | PathLike, image_size: int | None = None, **over
     report = ConversionReport(dropped=[f"albef: {name}" for name in weights if name not in used])
     values = converted(weights, used, config, report)
     report.new = [name for name in places if name not in values and name not in model.all_tied_weights_keys]
+    for name, value in values.items():
+        check_shape(name, places[name], f"{path}'s", value)
     model.load_state_dict(values, strict=False)
     model.conversion_report = report
     return model.eval()
@@ -215,7 +219,7 @@ def converted(
         elif old == "temp":
             values[new] = temperature_logit(value)
         elif old == f"{VISION}pos_embed":
-            values[new] = resized_positions(value, config.vision_config)
+            values[new] = resize_positions(value, (_side(weights),) * 2, patch_grid(config.vision_config))
             if values[new].shape != value.shape:
                 report.resized.append(new)
         else:
@@ -267,16 +271,6 @@ def _side(weights: dict[str, torch.Tensor]) -> int:
 def _is_tied(weights: dict[str, torch.Tensor]) -> bool:
     matrix = weights.get(f"{MLM}decoder.weight")
     return matrix is None or torch.equal(matrix, weights[f"{_bert(weights)}embeddings.word_embeddings.weight"])
-
-
-def resized_positions(positions: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """Fit positions (1, 1 + N, D) of a square photo to the grid of `config`, bicubically as ALBEF does."""
-    grid, side = patch_grid(config), math.isqrt(positions.shape[1] - 1)
-    if grid == (side, side):
-        return positions
-    patches = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    patches = nn.functional.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
 def temperature_logit(temperature: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ A text model of another form becomes the text tower whole, under a new fusion en
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING
 
 from .configuration_syncmask import SyncMaskConfig, layer_sizes
-from .towers import PREFIX_TOKENS, patch_grid
+from .towers import PREFIX_TOKENS, patch_grid, resize_positions
 
 # What target tensors take: name in the result -> (name in the source, value).
 Taken = dict[str, tuple[str, torch.Tensor]]
@@ -48,6 +49,8 @@ MLM_HEADS = (
 MLM_HEAD_TENSORS = {"dense.weight", "dense.bias", "norm.weight", "norm.bias", "decoder.bias"}
 # A SigLIP 2 with flexible grids (NaFlex); the other SigLIP 2 are models of type siglip.
 NAFLEX = "siglip2_vision_model"
+# Families that resize positions with antialiasing.
+ANTIALIASED = ("dinov2_with_registers",)
 # Of a source's configuration, what says nothing of its architecture.
 NOT_ARCHITECTURE = ("architectures", "_name_or_path", "transformers_version", "dtype", "id2label", "label2id")
 SECTIONS = ("vision_config", "text_config", "fusion_encoder_config", "mim_decoder_config")
@@ -127,12 +130,7 @@ def from_vision_text(
     }
     for name in SECTIONS:
         sections[name] |= overrides.pop(name, {})
-    unknown = sorted(set(overrides) - set(SyncMaskConfig.__dataclass_fields__))
-    if unknown:
-        raise ValueError(
-            f"{', '.join(unknown)} is no setting of SyncMaskConfig; there are "
-            f"{', '.join(SyncMaskConfig.__dataclass_fields__)}."
-        )
+    check_settings(overrides)
     head = mlm_head_of(texts)
     tied = {"tie_word_embeddings": "mlm_head.decoder.weight" not in head}
     model = kind(SyncMaskConfig(**sections, mask_token_id=mask_token_id, **(tied | overrides)))
@@ -140,6 +138,16 @@ def from_vision_text(
     towers = vision_weights(photos, model.base_model) | text_weights(texts, lower, model.base_model)
     model.conversion_report = take(model, {base + name: found for name, found in towers.items()} | head, photos, texts)
     return model
+
+
+def check_settings(overrides: Iterable[str]):
+    """Raise ValueError for names that are no settings of a model's configuration, which would take them in silence."""
+    unknown = sorted(set(overrides) - set(SyncMaskConfig.__dataclass_fields__))
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)} is no setting of SyncMaskConfig; there are "
+            f"{', '.join(SyncMaskConfig.__dataclass_fields__)}."
+        )
 
 
 # -------------------------------------------------------------------------------------------------------------- sources
@@ -319,33 +327,20 @@ def vision_weights(source: Source, base: PreTrainedModel) -> Taken:
         taken["embeddings.patch_embedding.weight"] = (name, kernel)
     positions = next(name for name in taken if name.startswith("embeddings.position_embedding"))
     name, table = taken[positions]
-    taken[positions] = (name, fit_positions(source.tower, table, grid))
+    taken[positions] = (name, fit_positions(source.tower.config, table, grid))
     return {f"vision_model.{name}": found for name, found in taken.items()}
 
 
-@torch.no_grad()
-def fit_positions(tower: PreTrainedModel, table: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Resize an image tower's positions to a grid of patches as its family does; those of prefix tokens stay.
-
-    The family's own method is called: bicubic, for DINOv2 with registers antialiased, for NaFlex bilinear antialiased.
+def fit_positions(config: PreTrainedConfig, table: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Resize an image tower's positions to a grid of patches as its family does when it runs.
 
     Args:
-        tower: of the source. table: its positions, (M, Dv) or (1, M, Dv). grid: rows and columns.
+        config: of the source's tower. table: its positions, (M, Dv) or (1, M, Dv). grid: rows and columns.
     """
-    config, width = tower.config, table.shape[-1]
-    patches = config.num_patches if config.model_type == NAFLEX else _product(patch_grid(config))
-    rows, columns = grid
-    own = int(patches**0.5)
-    if grid == (own, own):
-        return table
     if config.model_type == NAFLEX:
-        square = table.view(own, own, width)
-        return tower.embeddings.resize_positional_embeddings(square, torch.tensor([grid]), rows * columns)[0]
-    prefix = table.shape[-2] - patches
-    tokens = table.new_empty(1, prefix + rows * columns, width)
-    size = config.patch_size
-    fitted = tower.embeddings.interpolate_pos_encoding(tokens, rows * size, columns * size)
-    return fitted.reshape(*table.shape[:-2], -1, width)
+        side = int(config.num_patches**0.5)
+        return resize_positions(table, (side, side), grid, mode="bilinear", antialias=True)
+    return resize_positions(table, patch_grid(config), grid, antialias=config.model_type in ANTIALIASED)
 
 
 def text_weights(source: Source, lower: int, base: PreTrainedModel) -> Taken:
@@ -383,6 +378,15 @@ def mlm_head_of(source: Source) -> Taken:
     return {}
 
 
+def check_shape(name: str, place: torch.Tensor, origin: str, value: torch.Tensor):
+    """Raise ValueError where a tensor has another shape than its place in the model, as after an override of sizes."""
+    if place.shape != value.shape:
+        raise ValueError(
+            f"{name} is {tuple(place.shape)} but {origin} is {tuple(value.shape)}; leave the sizes of towers and "
+            "fusion encoder to the checkpoints."
+        )
+
+
 @torch.no_grad()
 def take(model: PreTrainedModel, taken: Taken, *sources: Source) -> ConversionReport:
     """Copy tensors into a model, and report on those of the model and of the sources.
@@ -394,11 +398,7 @@ def take(model: PreTrainedModel, taken: Taken, *sources: Source) -> ConversionRe
     places = dict(model.named_parameters()) | {k: v for k, v in model.named_buffers() if k in kept}
     taken = {name: found for name, found in taken.items() if name in places}
     for name, (origin, value) in taken.items():
-        if places[name].shape != value.shape:
-            raise ValueError(
-                f"{name} is {tuple(places[name].shape)} but {origin} is {tuple(value.shape)}; leave the sizes of "
-                "towers and fusion encoder to the checkpoints."
-            )
+        check_shape(name, places[name], origin, value)
         places[name].copy_(value)
     originals = {f"{source.label}: {name}": tensor for source in sources for name, tensor in source.tensors.items()}
     used = {origin for origin, _ in taken.values()}
@@ -407,7 +407,3 @@ def take(model: PreTrainedModel, taken: Taken, *sources: Source) -> ConversionRe
         dropped=[name for name in originals if name not in used],
         resized=[name for name, (origin, value) in taken.items() if value is not originals[origin]],
     )
-
-
-def _product(pair: tuple[int, int]) -> int:
-    return pair[0] * pair[1]

@@ -32,7 +32,7 @@ class SyncMaskMlmHead(nn.Module):
 
 
 class SyncMaskWordPatchHead(nn.Module):
-    """Where in a photo is a word? Patches, brought into the space of the token embeddings, against those [ours].
+    """Where in a photo is a word? Brings patches into the space of the token embeddings, to be compared there [ours].
 
     A word is looked for without its text, so a photo that does not show it has nothing to guess it from.
     """
@@ -42,9 +42,9 @@ class SyncMaskWordPatchHead(nn.Module):
         self.norm = nn.LayerNorm(config.vision_config.hidden_size, eps=config.fusion_encoder_config.layer_norm_eps)
         self.dense = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size, bias=False)
 
-    def forward(self, patches: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Patches (B, N, Dv), token embeddings (U, D): the fit of each token to the patch it fits best, (B, U)."""
-        return (self.dense(self.norm(patches)) @ tokens.T).amax(dim=1)
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """(B, N, Dv) -> (B, N, D)."""
+        return self.dense(self.norm(patches))
 
 
 class SyncMaskForPreTraining(SyncMaskPairModel):
@@ -125,18 +125,31 @@ class SyncMaskForPreTraining(SyncMaskPairModel):
         return take_positions(self.patchify(pixel_values), hidden)
 
     def word_fits(self, image_embeds: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        """Return how well tokens (U,) fit the photos (B, prefix + N, Dv): (B, U), to be compared between photos.
+        """Return how well tokens (U,) fit the photos (B, prefix + N, Dv), each by its best patch: (B, U).
+
+        To be compared between photos, not between tokens: each token has a level of its own.
 
         Raises:
             ValueError: where the model has no such head.
         """
+        return (self._patches_as_words(image_embeds) @ self.syncmask.get_input_embeddings()(token_ids).T).amax(dim=1)
+
+    def word_maps(self, image_embeds: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return how well each token of a text (B, L) fits each patch of its own photo: (B, L, N).
+
+        Raises:
+            ValueError: where the model has no such head.
+        """
+        tokens = self.syncmask.get_input_embeddings()(input_ids)
+        return tokens @ self._patches_as_words(image_embeds).transpose(1, 2)
+
+    def _patches_as_words(self, image_embeds: torch.Tensor) -> torch.Tensor:
         if self.word_patch_head is None:
             raise ValueError(
                 "this model does not align words with patches: its config says word_patch_alignment=False; train it "
                 "with wpa_weight above 0."
             )
-        tokens = self.syncmask.get_input_embeddings()(token_ids)
-        return self.word_patch_head(image_embeds[:, self.syncmask.num_prefix_tokens :], tokens)
+        return self.word_patch_head(image_embeds[:, self.syncmask.num_prefix_tokens :])
 
     @can_return_tuple
     def forward(

@@ -92,6 +92,24 @@ def patch_grid(config: PreTrainedConfig) -> tuple[int, int]:
     return height // rows, width // columns
 
 
+def resize_positions(
+    table: torch.Tensor, grid: tuple[int, int], wanted: tuple[int, int], mode: str = "bicubic", antialias: bool = False
+) -> torch.Tensor:
+    """Fit positions of patches to another grid as a picture is resized; those of prefix tokens stay.
+
+    Args:
+        table: (..., prefix + N, D), patches row by row. grid: its rows and columns. wanted: those of the result.
+        mode, antialias: of `interpolate`; bicubic without antialiasing is what ViT, DeiT, CLIP, SigLIP and DINOv2 do.
+    """
+    if grid == wanted:
+        return table
+    rows, columns = grid
+    prefix, patches = table.flatten(0, -2).split([table.shape[-2] - rows * columns, rows * columns])
+    picture = patches.T.unflatten(1, grid).unsqueeze(0)
+    resized = nn.functional.interpolate(picture, size=wanted, mode=mode, align_corners=False, antialias=antialias)
+    return torch.cat([prefix, resized[0].flatten(1).T]).reshape(*table.shape[:-2], -1, table.shape[-1])
+
+
 def max_text_tokens(tower: PreTrainedModel) -> int:
     """Return how many tokens of a text the tower has positions for.
 

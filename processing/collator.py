@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from syncmask.processing.augment import Augmentation
 from syncmask.processing.corpus import CorpusIndex
+from syncmask.processing.decoded_cache import DecodedCache
 from syncmask.processing.processing_syncmask import SyncMaskProcessor, open_image, to_rgb
 from syncmask.processing.tar_photos import is_tar_place, read_tar_place
 
@@ -51,7 +52,9 @@ class PhotoDataset(Dataset):
         augment: False (the processor's own pixels before normalisation), True (`Augmentation()`) or settings.
         resample: Pillow's filter; wanted is the processor's own (`processor.image_processor.resample`).
         reference_column: column of the reference photos of triplets ("candidate"); None = rows have one photo.
-        fast_decode: decode a large JPEG at a fraction of its size, never below what is needed; pixels differ a little.
+        fast_decode: decode a large JPEG at a fraction of its size and shrink every photo to what the smallest crop
+            needs, never below; pixels differ a little.
+        decoded_cache: folder where decoded photos are kept and read from (`DecodedCache`); changes no pixel.
 
     Raises:
         ValueError: dataset and index differ in length, or there is no such column.
@@ -69,6 +72,7 @@ class PhotoDataset(Dataset):
         resample: int = Image.Resampling.BICUBIC,
         reference_column: str | None = None,
         fast_decode: bool = False,
+        decoded_cache: str | None = None,
     ):
         if len(dataset) != len(index.item_ids):
             raise ValueError(f"the dataset has {len(dataset)} rows, its index {len(index.item_ids)}; wanted the same.")
@@ -87,6 +91,9 @@ class PhotoDataset(Dataset):
         self.augment = Augmentation() if augment is True else augment
         smallest = self.augment.smallest_side if self.augment else 1.0
         self.at_least = ceil(image_size / smallest) if fast_decode else None
+        # Of what is resized again this filter keeps as much as bicubic, at the cost of bilinear.
+        self.shrink = Image.Resampling.HAMMING if self.augment else resample
+        self.cache = None if decoded_cache is None else DecodedCache(decoded_cache, self.at_least, self.shrink)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -112,14 +119,27 @@ class PhotoDataset(Dataset):
         ]
 
     def _photos(self, photos: list[dict | None], epoch: int, row: int) -> dict[str, np.ndarray]:
-        pixels = {"pixel_values": self._pixels(read_photo(photos[0], row, self.at_least), epoch, row)}
+        pixels = {"pixel_values": self._pixels(self._read(photos[0], row), epoch, row)}
         if len(photos) == 1:
             return pixels
         try:
-            reference = read_photo(photos[1], row, self.at_least)
+            reference = self._read(photos[1], row)
         except UnreadablePhoto as problem:
             raise UnreadablePhoto(row, f"its reference photo: {problem.reason}") from problem
         return pixels | {"reference_pixel_values": self._pixels(reference, epoch, row, REFERENCE_DRAW)}
+
+    def _read(self, cell: dict | None, row: int) -> Image.Image:
+        if self.cache is None:
+            return self._decode(cell, row)
+        return self.cache.read(cell, lambda: self._decode(cell, row))
+
+    def _decode(self, cell: dict | None, row: int) -> Image.Image:
+        """The photo as augmentation reads it: with nothing random in it yet, so that it can be kept."""
+        photo = read_photo(cell, row, self.at_least)
+        if self.at_least is None or max(photo.size) <= self.at_least:
+            return photo
+        # A square where both sides are too long: a crop becomes one anyway.
+        return photo.resize(tuple(min(side, self.at_least) for side in photo.size), self.shrink)
 
     def _pixels(self, photo: Image.Image, *draw: int) -> np.ndarray:
         """The photo as bytes; `draw` (epoch, row, ...) is what its augmentation follows from."""

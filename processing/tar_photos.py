@@ -52,6 +52,11 @@ def read_tar_place(path: str) -> bytes:
     return content
 
 
+def shard_of(path: str) -> str:
+    """The shard that a path of `tar_place` names; ValueError where it names none."""
+    return _parts(path)[0]
+
+
 def _parts(path: str) -> tuple[str, int, int, str]:
     place = PLACE.match(path)
     if place is None:

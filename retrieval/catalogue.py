@@ -317,12 +317,12 @@ class Catalogue:
                 raise ValueError(
                     f"row {number} has no photo_id{' for its image' if 'image' in row else ' or item_id'}."
                 )
-            ids = [str(row["photo_id"])] if "photo_id" in row else items.get(str(row["item_id"]), [None])
+            ids = [str(row["photo_id"])] if "photo_id" in row else items.get(str(row["item_id"]), [])
             for photo_id in ids:
                 changes.setdefault(photo_id, {}).update(row)
-        missing = set(changes) - snapshot.known([name for name in changes if name], ["item_id"]).keys()
+        missing = set(changes) - snapshot.known(list(changes), ["item_id"]).keys() | set(wanted) - items.keys()
         if missing:
-            some = ", ".join(repr(name) for name in sorted(map(str, missing))[:3])
+            some = ", ".join(repr(name) for name in sorted(missing)[:3])
             raise ValueError(
                 f"{len(missing)} ids are not in the catalogue, such as {some}; add them. Nothing was written."
             )

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from syncmask.evaluation.exits import or_exit
+
 app = typer.Typer(
     help="Index photos, search them.", no_args_is_help=True, rich_markup_mode="markdown", add_completion=False
 )
@@ -276,12 +278,7 @@ def _first_process() -> bool:
 
 
 def _or_exit(action, *args, **kwargs):
-    """Errors that tell the user how to mend them end the command in one line, not in a traceback."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading the weights
-    try:
-        return action(*args, **kwargs)
-    except (ValueError, FileNotFoundError, OSError, ImportError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
+    return or_exit(action, *args, **kwargs)

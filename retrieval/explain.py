@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from syncmask.evaluation.figures import Masks
-from syncmask.evaluation.measure import PairScores, patches_of_top_words, top
+from syncmask.evaluation.measure import patches_of_top_words, top
 from syncmask.masks import attention_word_scores, standardise, valid_words
 from syncmask.processing.processing_syncmask import open_image, split_words, to_rgb
 from syncmask.scores import attention_scores, word_evidence
@@ -176,7 +176,7 @@ def _masks(model, scores, looks, word_ids, strategy: str, word_rate: float, patc
     """What the method would hide at T = 0 and without its random share; nothing where the text is one word."""
     valid = valid_words(word_ids)
     words = top(scores, valid, word_rate)
-    attended = patches_of_top_words(scores, PairScores(valid, looks, {}), word_rate)
+    attended = patches_of_top_words(scores, valid, looks, word_rate)
     patches = top(attended, torch.ones_like(attended, dtype=torch.bool), patch_rate) & words.any()
     return Masks(f"hidden together ({strategy})", words[0].cpu().numpy(), _on_grid(model, patches)[0])
 

@@ -18,7 +18,7 @@ from syncmask.evaluation.embedding import batches
 from syncmask.evaluation.loading import load_checkpoint
 from syncmask.evaluation.metrics import Metric, bootstrap_ratio
 from syncmask.evaluation.protocols import describe_corpus, sample_items
-from syncmask.evaluation.result import Result, candidates_sha256
+from syncmask.evaluation.result import Result, candidates_sha256, check_writable
 from syncmask.evaluation.running import choose_split, own_corpus, run_corpus
 from syncmask.masks import valid_words
 from syncmask.processing.corpus import CorpusIndex
@@ -184,12 +184,15 @@ def pointing_of(
 
     Raises:
         ValueError: a corpus without ground truth, no such split, a model without a matching head.
+        OSError: a place for the result that cannot be written to.
         FileNotFoundError: no model, or no corpus, there.
     """
-    encoder = Encoder.from_pretrained(name_or_run)
-    if not hasattr(encoder.model, "itm_head"):
-        raise ValueError(f"{type(encoder.model).__name__} has no matching head, so no gradient to weight heatmaps by")
     loaded = load_checkpoint(name_or_run)
+    if not hasattr(loaded.model, "itm_head"):
+        raise ValueError(f"{type(loaded.model).__name__} has no matching head, so no gradient to weight heatmaps by")
+    place = (loaded.run or Path.cwd()) / "results"
+    check_writable(place)
+    encoder = Encoder(loaded.model, loaded.processor)  # which knows the device
     splits = run_corpus(loaded, corpus)
     split = choose_split(splits, split)
     about = {"corpus_name": corpus or own_corpus(loaded), "split": split}
@@ -197,5 +200,5 @@ def pointing_of(
         encoder.model, encoder.processor, splits[split], layer=layer, max_rows=max_rows, seed=seed, **about
     )
     result.model = {"path": str(name_or_run), "sha256": loaded.about["sha256"]}
-    result.save((loaded.run or Path.cwd()) / "results")
+    result.save(place)
     return result

@@ -82,7 +82,7 @@ class Record:
             return self.taken_over
         kept = [self.photo_id, self.item_id, self.text, self.path, self.stored, self.photo_sha256]
         columns = {name: value for name, value in self.columns.items() if value is not None}
-        return hashlib.sha256(json.dumps([kept, columns], sort_keys=True, default=repr).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([kept, columns], sort_keys=True, default=_told).encode()).hexdigest()
 
 
 class Unreadable(ValueError):
@@ -123,6 +123,11 @@ def read_row(row: Mapping[str, object], store_photos: bool = False) -> Record:
         photo_sha256=hashlib.sha256(photo).hexdigest(),
         columns={name: value for name, value in row.items() if name not in GIVEN},
     )
+
+
+def _told(value: object) -> object:
+    """What JSON does not know, for a hash; of long arrays `repr` leaves the middle out."""
+    return value.tolist() if isinstance(value, np.ndarray) else repr(value)
 
 
 def _given(row: Mapping[str, object], name: str) -> str:

@@ -36,6 +36,7 @@ def save_sheet(path: str | Path, ranking: Ranking, text: str | None = None, imag
         ValueError: another ending.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".html":
         path.write_text(html_sheet(ranking, text, image), encoding="utf-8")
     elif path.suffix.lower() in (".png", ".jpg", ".jpeg"):

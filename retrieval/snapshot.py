@@ -70,27 +70,16 @@ class Snapshot:
     def photos_of(self, items: Sequence[str], where: Expr | None) -> pa.Table:
         """All photos of some items that meet the condition, with every column but the photos' bytes."""
         names = [name for name in self.schema.names if name != "photo_bytes"]
-        return self._where_in("item_id", items, names, where)
+        return _where_in(self.table, "item_id", items, names, where)
 
     def known(self, photo_ids: Sequence[str], columns: Sequence[str]) -> dict[str, dict]:
-        """Some columns of some photos, by photo id; those that are not there are left out."""
-        found = self._where_in("photo_id", photo_ids, ["photo_id", *columns])
-        return {row["photo_id"]: row for row in found.to_pylist()}
+        """See `known`."""
+        return known(self.table, photo_ids, columns)
 
     def sources(self, photo_ids: Sequence[str]) -> dict[str, str | bytes]:
         """Where each photo is: its bytes if the catalogue holds them, else its path."""
         rows = self.known(photo_ids, ["photo_path", "photo_bytes"])
         return {name: row["photo_bytes"] or row["photo_path"] for name, row in rows.items()}
-
-    def _where_in(
-        self, column: str, values: Sequence[str], names: Sequence[str], where: Expr | None = None
-    ) -> pa.Table:
-        parts = []
-        for start in range(0, len(values), MANY):
-            condition = col(column).isin(list(values[start : start + MANY]))
-            condition = condition if where is None else condition & where
-            parts.append(self.table.search().where(condition).select(list(names)).to_arrow())
-        return pa.concat_tables(parts) if parts else self.schema.empty_table().select(list(names))
 
     # --------------------------------------------------------------------------------------------------- search
     def _exact(self, query: np.ndarray, k: int, where: Expr | None) -> list[str]:
@@ -120,6 +109,21 @@ class Snapshot:
             start += len(batch)
         self._items = pa.concat_arrays(items) if items else self._items
         self._scan = ExactScan(vectors)
+
+
+def known(table, photo_ids: Sequence[str], columns: Sequence[str]) -> dict[str, dict]:
+    """Some columns of some photos of a table, by photo id; those that are not there are left out."""
+    found = _where_in(table, "photo_id", photo_ids, ["photo_id", *columns])
+    return {row["photo_id"]: row for row in found.to_pylist()}
+
+
+def _where_in(table, column: str, values: Sequence[str], names: Sequence[str], where: Expr | None = None) -> pa.Table:
+    parts = []
+    for start in range(0, len(values), MANY):
+        condition = col(column).isin(list(values[start : start + MANY]))
+        condition = condition if where is None else condition & where
+        parts.append(table.search().where(condition).select(list(names)).to_arrow())
+    return pa.concat_tables(parts) if parts else table.schema.empty_table().select(list(names))
 
 
 def shown(row: dict) -> dict:

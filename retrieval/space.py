@@ -6,9 +6,10 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from syncmask.evaluation.loading import model_folder
+import pyarrow as pa
 
 from .catalogue import Catalogue
+from .store import Store
 
 ENTRY = '''"""The entry of a Space: one page over the catalogue and the model beside it."""
 
@@ -62,20 +63,32 @@ def write_space(
     about = catalogue.describe()
     _check(folder, catalogue, about["path"], title)
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(about["path"], folder / "catalogue")
     encoder = catalogue.encoder
-    home = Path(model_folder(encoder.name)) if encoder.name else None
-    if home is not None and home.is_dir():
-        shutil.copytree(home, folder / "model")
-    else:  # made in memory, or from the Hub's cache
-        encoder.model.save_pretrained(folder / "model")
-        encoder.processor.save_pretrained(folder / "model")
+    _copy_without_places(catalogue, folder / "catalogue")
+    encoder.model.save_pretrained(folder / "model")
+    encoder.processor.save_pretrained(folder / "model")
     (folder / "app.py").write_text(ENTRY, encoding="utf-8")
     (folder / "requirements.txt").write_text(f"{_requirement(folder, package)}\n", encoding="utf-8")
     counts = {"photos": about["photos"], "items": about["items"]}
     readme = README.format(title=title, version=version("gradio"), **counts)
     (folder / "README.md").write_text(readme, encoding="utf-8")
     return folder
+
+
+def _copy_without_places(catalogue: Catalogue, folder: Path) -> None:
+    """The same rows in a new catalogue, which knows neither where photos and model lie here nor what was deleted."""
+    snapshot = catalogue.snapshot()
+    state = snapshot.state
+    store = Store.create(str(folder.absolute()), snapshot.schema, state.revision, "", state.dim)
+    rows = snapshot.table.search().to_batches(batch_size=256)
+    place = snapshot.schema.get_field_index("photo_path")
+
+    def without_places():
+        for batch in rows:
+            yield batch.set_column(place, snapshot.schema.field(place), pa.nulls(len(batch), pa.string()))
+
+    store.table(state.table).add(pa.RecordBatchReader.from_batches(snapshot.schema, without_places()))
+    Catalogue(store, exact_up_to=catalogue.exact_up_to).optimise()
 
 
 def _check(folder: Path, catalogue: Catalogue, place: str, title: str) -> None:

@@ -77,11 +77,7 @@ class Store:
         store = cls(place)
         if ABOUT not in store.tables():
             raise NoCatalogue(f"{place} is no catalogue. Make one: syncmask index PHOTOS {place} --model RUN")
-        state = store.state()
-        if state.format > FORMAT:
-            raise ValueError(
-                f"{place} has format {state.format}, this package reads {FORMAT}; install a newer syncmask."
-            )
+        store.state()
         return store
 
     @classmethod
@@ -121,8 +117,17 @@ class Store:
             return self.db.open_table(name)
 
     def state(self) -> State:
-        """What counts now."""
-        return State(**self.db.open_table(ABOUT).search().to_arrow().to_pylist()[0])
+        """What counts now.
+
+        Raises:
+            ValueError: a newer version of this package wrote it.
+        """
+        row = self.db.open_table(ABOUT).search().to_arrow().to_pylist()[0]
+        if row["format"] > FORMAT:  # whose fields may be others
+            raise ValueError(
+                f"{self.place} has format {row['format']}, this package reads {FORMAT}; install a newer syncmask."
+            )
+        return State(**row)
 
     def table(self, name: str):
         """A handle on the newest version of a table."""

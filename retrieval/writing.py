@@ -12,7 +12,7 @@ from syncmask.processing.processing_syncmask import open_image, to_rgb
 
 from .encoder import Encoder
 from .rows import Record, new_fields, to_table
-from .snapshot import Snapshot
+from .snapshot import known
 from .store import Store
 
 # Rows that are looked up and encoded together, and rows of one commit, at most; the second also ends at this size.
@@ -99,9 +99,8 @@ class Writer:
         chunk, self._chunk = self._chunk, []
         if not chunk:
             return
-        stored = Snapshot(self.store.table(self.table), self.store.state(), 0).known(
-            [record.photo_id for record in chunk], ["photo_sha256", "row_sha256", "vector"]
-        )
+        ids = [record.photo_id for record in chunk]
+        stored = known(self.store.table(self.table), ids, ["photo_sha256", "row_sha256", "vector"])
         changed, unchanged = [], []
         for record in chunk:
             old = stored.get(record.photo_id)

@@ -161,6 +161,24 @@ def shop(tmp_path, encoder):
     return Catalogue.open(tmp_path / "shop", encoder, create=True)
 
 
+@pytest.fixture(scope="session")
+def contents():
+    """`contents(catalogue, names)` gives all rows as {photo id: {name: value}}, each photo once."""
+
+    def read(catalogue, names=("photo_id", "item_id", "text", "category", "price")):
+        rows = catalogue.snapshot().table.to_arrow().to_pylist()
+        assert len({row["photo_id"] for row in rows}) == len(rows)
+        return {row["photo_id"]: {name: row.get(name) for name in names} for row in rows}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def counts():
+    """`counts(report)` gives how many rows were added, updated, unchanged and skipped."""
+    return lambda report: (report.added, report.updated, report.unchanged, len(report.skipped))
+
+
 @pytest.fixture
 def forwards(monkeypatch):
     """Photos that went through an image tower, by call."""
@@ -273,6 +291,32 @@ def _write_fashioniq(root, garments):
 def write_fashioniq():
     """`write_fashioniq(folder, garments)` writes the generated corpus as FashionIQ's folder."""
     return _write_fashioniq
+
+
+# What training is tested with.
+
+
+TINY_RUN = [
+    *("--corpus", "garments", "--num_items", "40", "--image_size", "32", "--preset", "tiny", "--num_threads", "1"),
+    *("--model_overrides", '{"patch_size": 8, "projection_dim": 16}', "--per_device_batch_size", "16"),
+    *("--warmup_steps", "2", "--learning_rate", "1e-3", "--teacher_momentum", "0.9", "--deterministic"),
+    *("--gate_every", "2", "--gate_max_steps", "4", "--mask_ramp_steps", "2"),
+]
+
+
+@pytest.fixture(scope="session")
+def pretrain_tiny():
+    """`pretrain_tiny(folder, *settings)` trains a tiny model, the same to the bit each time, and gives folder/run."""
+    from syncmask.training import pretrain
+
+    def train(folder, *settings):
+        try:
+            pretrain.main([*TINY_RUN, "--output_dir", str(folder), "--run_name", "run", *settings])
+        finally:
+            torch.use_deterministic_algorithms(False)
+        return folder / "run"
+
+    return train
 
 
 # What publishing is tested with.

@@ -318,6 +318,13 @@ def test_parts_of_the_configuration_can_be_changed(albef):
     assert (config.text_config.vocab_size, config.text_config.num_hidden_layers) == (SMALL["vocab"], SMALL["split"])
 
 
+def test_an_override_that_is_no_setting_or_does_not_fit_is_refused(albef):
+    with pytest.raises(ValueError, match="projection is no setting of SyncMaskConfig; there are .*projection_dim"):
+        load(SyncMaskModel, albef, projection=16)
+    with pytest.raises(ValueError, match=r"vision_projection.weight is \(16, 128\) but .*ALBEF.pth's is \(32, 128\)"):
+        load(SyncMaskModel, albef, projection_dim=16)
+
+
 def test_a_converted_model_saves_and_loads(albef, batch, tmp_path):
     model = load(SyncMaskForImageTextRetrieval, albef)
     model.save_pretrained(tmp_path / "saved")

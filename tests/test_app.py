@@ -151,6 +151,22 @@ def test_a_space_is_complete(catalogue, tmp_path):
         write_space(folder, catalogue)
 
 
+def test_a_space_does_not_tell_where_photos_and_model_lie_here(shop, files, tmp_path):
+    shop.add(files[:3], store_photos=True)
+    shop.delete(photo_ids=[shop.photo_ids()[0]])
+    shop._store.set_state({"model": str(tmp_path / "run")}, only_if=("switching", ""))
+    folder = write_space(tmp_path / "space", shop)
+    copied = Catalogue.open(folder / "catalogue", shop.encoder)
+    assert copied.describe()["model"] == "" and len(copied) == 2
+    table = copied.snapshot().table
+    for version in table.list_versions():
+        table.checkout(version["version"])
+        assert len(table.to_arrow()) in (0, 2) and table.to_arrow()["photo_path"].drop_null().to_pylist() == []
+    hits = copied.search(text="hat")
+    assert [hit.item_id for hit in hits] == [hit.item_id for hit in shop.search(text="hat")]
+    assert hits[0].photos[0].open() and hits[0].columns == shop.search(text="hat")[0].columns
+
+
 def test_a_space_takes_a_wheel_along(catalogue, tmp_path):
     wheel = tmp_path / "syncmask-1-py3-none-any.whl"
     wheel.write_bytes(b"wheel")

@@ -113,7 +113,7 @@ def test_defaults_are_not_shared():
         (["--learning_rate", "nan"], "must be above 0"),
         (["--where", "description"], "must look like column=value"),
         (["--resume", "--overwrite"], "both on"),
-        (["--mask_strategy", "alignment"], "set wpa_weight to 1"),
+        (["--mask_strategy", "alignment"], "set wpa_weight to 4"),
     ],
 )
 def test_wrong_words_on_the_command_line_are_refused(capsys, argv, said):

@@ -300,6 +300,19 @@ def test_a_dataset_of_the_hub_is_linked_and_has_eval_results(make_run, tmp_path)
     assert "version 1" in entry.notes and "45.0 to 55.0" in entry.notes
 
 
+def test_what_is_not_the_models_or_was_not_measurable_is_no_entry(make_run, tmp_path):
+    """The teacher's masks, and a metric without a value, on a dataset of the Hub."""
+    run, hub = make_run(), {"name": "ada/shop", "source": "hub"}
+    measure(run, "co-occurrence", MEASURED["pretraining"]["co-occurrence"], corpus=hub)
+    measure(run, "items", [], corpus=hub)
+    unknown = Result.load(run / "results" / "items.json")
+    unknown.metrics["image_to_text/recall@10/itc"] = dict.fromkeys(("value", "low", "high"), float("nan")) | {"n": 0}
+    unknown.save(run / "results")
+    text = card(run, tmp_path)
+    assert not (tmp_path / "staged" / ".eval_results").exists()
+    assert "model-index" not in yaml.safe_load(text.split("---")[1]) and "words/precision" not in text.split("---")[1]
+
+
 def test_the_picture_is_shown_where_its_photos_are_generated(make_run, tmp_path):
     run = make_run()
     (run / "report").mkdir()
@@ -367,6 +380,9 @@ def test_of_a_command_the_known_parts_are_told():
     told = public_command(f"pretrain.py --config quickstart --epochs=9 --run_name {SECRET} --data_dir /home/ada/x")
     assert told == "python -m syncmask.training.pretrain --config quickstart --epochs 9"
     assert public_command(f"syncmask evaluate /x --split {SECRET * 3} --seed 1") == "syncmask evaluate RUN --seed 1"
+    assert public_command("syncmask explain /x --pointing --max-rows 9") == (
+        "syncmask explain RUN --pointing --max-rows 9"
+    )
     assert public_command(f"/bin/{SECRET}.py --seed 1") == "" == public_command("")
 
 
@@ -526,6 +542,13 @@ def test_the_command_prints_and_writes(make_run, drawn, tmp_path):
     written = CliRunner().invoke(app, ["card", str(run), "--repo_id", REPO, "--out", str(out), "--base_model", "a/b"])
     assert written.exit_code == 0 and "base_model: a/b" in out.read_text() and (out.parent / "results").is_dir()
     assert not (out.parent / "README.md").exists()
+    inside = CliRunner().invoke(app, ["card", str(run), "--repo_id", REPO, "--out", str(out.parent)])
+    assert inside.exit_code == 0 and str(out.parent / "README.md") in inside.stdout
+    assert (out.parent / "README.md").is_file() and not (tmp_path / "results").exists()
+    before = (run / "results" / "items.json").read_bytes()
+    own = CliRunner().invoke(app, ["card", str(run), "--repo_id", REPO, "--out", str(run / "README.md")])
+    assert own.exit_code == 1 and "is a run, whose own results" in own.stderr
+    assert (run / "results" / "items.json").read_bytes() == before and not (run / "README.md").exists()
     corpus = CliRunner().invoke(app, ["card", str(drawn), "--repo_id", "ada/drawn"])
     assert corpus.exit_code == 0 and "# drawn" in corpus.stdout
     bad = CliRunner().invoke(app, ["card", str(tmp_path / "nowhere"), "--repo_id", REPO])

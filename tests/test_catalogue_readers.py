@@ -17,18 +17,6 @@ from syncmask.retrieval.rows import schema_of
 from syncmask.retrieval.snapshot import PROBES
 from syncmask.retrieval.store import Store, retrying
 
-
-def contents(catalogue, names=("photo_id", "item_id", "text", "category", "price")):
-    """All rows as {photo id: row}."""
-    rows = catalogue.snapshot().table.to_arrow().to_pylist()
-    assert len({row["photo_id"] for row in rows}) == len(rows)
-    return {row["photo_id"]: {name: row.get(name) for name in names} for row in rows}
-
-
-def counts(report):
-    return report.added, report.updated, report.unchanged, len(report.skipped)
-
-
 # ------------------------------------------------------------------------------------------------------------ opening
 
 
@@ -56,9 +44,13 @@ def test_a_newer_format_is_refused(shop):
     Store.open(shop.describe()["path"]).db.open_table("about").update(values={"format": 99})
     with pytest.raises(ValueError, match="has format 99, this package reads 1"):
         Catalogue.open(shop.describe()["path"])
+    about = Store(shop._store.place).db.open_table("about")
+    about.add_columns(pa.schema([pa.field("shards", pa.int64())]))  # which this one knows nothing of
+    with pytest.raises(ValueError, match="has format 99"):
+        shop.search(text="hat")
 
 
-def test_an_empty_catalogue_answers(shop):
+def test_an_empty_catalogue_answers(shop, counts):
     found = shop.search(text="hat", filter=None, k=5)
     assert list(found) == [] and found.notes == ["the catalogue is empty"]
     assert shop.describe()["photos"] == shop.describe()["items"] == len(shop) == 0
@@ -79,7 +71,7 @@ def test_the_catalogue_loads_the_model_that_it_names(tmp_path, encoder, processo
         Catalogue.open(nameless.describe()["path"]).search(text="hat")
 
 
-def test_a_model_of_another_revision_is_refused(shop, files, other):
+def test_a_model_of_another_revision_is_refused(shop, files, other, counts):
     shop.add(files)
     stranger = Catalogue.open(shop.describe()["path"], other)
     for action in (lambda: stranger.search(text="hat"), lambda: stranger.add(files), lambda: stranger.update([])):
@@ -132,7 +124,7 @@ def at_once(*actions):
             future.result()
 
 
-def test_two_writers_of_the_same_new_photos_keep_each_once(shop, files, encoder, monkeypatch):
+def test_two_writers_of_the_same_new_photos_keep_each_once(shop, files, encoder, monkeypatch, contents):
     """Both have encoded the photos and commit at the same moment, many times."""
     meet, real = threading.Barrier(2), Store.merge
     monkeypatch.setattr(Store, "merge", lambda *args: (meet.wait(60), real(*args)))
@@ -147,7 +139,7 @@ def test_two_writers_of_the_same_new_photos_keep_each_once(shop, files, encoder,
     assert len(contents(shop)) == 8 and {row["price"] for row in contents(shop).values()} <= {1.0, 2.0}
 
 
-def test_writers_who_delete_and_add_at_once_lose_nothing(shop, files, encoder):
+def test_writers_who_delete_and_add_at_once_lose_nothing(shop, files, encoder, contents):
     shop.add([row | {"photo_id": f"old {place}"} for place, row in enumerate(files)])
     path = shop.describe()["path"]
     at_once(
@@ -244,7 +236,7 @@ def test_the_index_looks_at_few_and_finds_nearly_all_however_often_it_is_optimis
     assert 100 < sum(looked) < 6000
 
 
-def test_optimising_changes_nothing_but_files(shop, files, monkeypatch):
+def test_optimising_changes_nothing_but_files(shop, files, monkeypatch, contents, counts):
     from syncmask.retrieval import catalogue as module
 
     monkeypatch.setattr(module, "INDEXED_FROM", 5)

@@ -247,3 +247,25 @@ def test_fast_decoding_leaves_enough_for_the_smallest_crop(odd_rows):
     settings = Augmentation(scale=(0.25, 1.0), stretch=1.21)
     assert photos(odd_rows, fast_decode=True, augment=settings).at_least == 71  # 32 / (.5 / 1.1)
     assert photos(odd_rows, augment=True).at_least is None
+
+
+def test_fast_decoding_shrinks_before_the_crop_and_differs_little(tmp_path, garments):
+    paths = [str(tmp_path / f"{number}.png") for number in range(2)]
+    photo = garments[0]["image"].resize((300, 200), Image.Resampling.BICUBIC)
+    photo.save(paths[0])
+    photo.resize((30, 60)).save(paths[1])
+    rows = datasets.Dataset.from_dict({"image": paths, "text": ["t"] * 2, "item_id": ["a", "b"]})
+    rows = rows.cast_column("image", datasets.Image())
+    read, crop = [], Augmentation()
+
+    def spy(photo, *args):
+        read.append(photo.size)
+        return crop(photo, *args)
+
+    quick = photos(rows, augment=crop, fast_decode=True)
+    assert quick.at_least == 38  # of a side, the smallest crop keeps (.8 / 1.1) ** .5
+    whole = photos(rows, augment=True).__getitems__([0, 1])
+    close = [np.abs(one["pixel_values"].astype(int) - quick[row]["pixel_values"]) for row, one in enumerate(whole)]
+    quick.augment = spy
+    quick.__getitems__([0, 1])
+    assert read == [(38, 38), (30, 38)] and 0 < close[0].mean() < 3

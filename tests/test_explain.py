@@ -1,5 +1,6 @@
 """Heatmaps, support, masks and pictures of one pair; pointing accuracy against the truth of the generated corpus."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -11,7 +12,14 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from syncmask import SyncMaskConfig, SyncMaskForImageTextRetrieval, SyncMaskForPreTraining, SyncMaskModel, fusion
+from syncmask import (
+    SyncMaskConfig,
+    SyncMaskForImageTextClassification,
+    SyncMaskForImageTextRetrieval,
+    SyncMaskForPreTraining,
+    SyncMaskModel,
+    fusion,
+)
 from syncmask.evaluation.co_occurrence import region_patches
 from syncmask.evaluation.figures import Masks
 from syncmask.evaluation.result import Result
@@ -459,7 +467,9 @@ def test_pointing_of_a_run_is_filed_with_its_results(run):
 
 
 def test_pointing_needs_a_matching_head(model, processor, tmp_path):
-    SyncMaskModel(model.config).save_pretrained(tmp_path / "base")
-    processor.save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match="SyncMaskModel has no matching head"):
-        pointing.pointing_of(tmp_path / "base", corpus="garments")
+    config = copy.deepcopy(model.config)
+    config.label_sets = {"category": ["tops", "skirts"]}
+    SyncMaskForImageTextClassification(config).save_pretrained(tmp_path / "labels")
+    processor.save_pretrained(tmp_path / "labels")
+    with pytest.raises(ValueError, match="SyncMaskForImageTextClassification has no matching head"):
+        pointing.pointing_of(tmp_path / "labels", corpus="garments")

@@ -167,7 +167,7 @@ def test_losses_of_bf16_inputs_are_fp32():
     assert itm_loss(logits, torch.tensor([True, False]), torch.ones(2).bool()).dtype == torch.float32
 
 
-# -------------------------------------------------------------------------------------------------- word-patch alignment
+# ----------------------------------------------------------------------------------------------- word-patch alignment
 
 
 def test_wpa_loss_equals_the_loop_over_words_and_photos():

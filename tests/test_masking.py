@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from syncmask.masks import attention_word_scores, blend, relative_patch_scores, standardise, valid_words, word_attention
-from syncmask.scores import attention_scores, word_alignment, word_evidence
+from syncmask.scores import aligned_patches, attention_scores, word_alignment, word_evidence
 from syncmask.training.masking import (
     DEFAULT_INSTANCE_WEIGHT,
     Masking,
@@ -268,18 +268,19 @@ def test_strategies_are_their_formulas(masking_of, teacher, pairs, strategy):
     valid = valid_words(pairs["word_ids"])
     if strategy == "attention":
         raw = attention_word_scores(seen.scores, pairs["attention_mask"], pairs["word_ids"])
+        looks = word_attention(seen.scores, pairs["word_ids"])
     else:
-        raw = word_alignment(teacher.model, seen.image_embeds, pairs["input_ids"], pairs["word_ids"])
+        about = (teacher.model, seen.image_embeds, pairs["input_ids"], pairs["word_ids"])
+        raw, looks = word_alignment(*about), aligned_patches(*about)
     scores = standardise(raw, valid)
     means = WordScores(masking.word_scores.vocabulary)
     rows = means.rows(pairs["input_ids"], pairs["word_ids"])
     means.update(rows, scores, valid)
     blended = blend(scores, means.means(rows), 0.6, torch.ones(4, dtype=torch.bool), valid)
-    attention = word_attention(seen.scores, pairs["word_ids"])
     for row, count in enumerate([2, 1, 1]):
         best = blended[row].masked_fill(~valid[row], -9e9).topk(count).indices
         assert set(masks.word_mask[row].nonzero()[:, 0].tolist()) == set(best.tolist())
-        patches = relative_patch_scores(attention, masks.word_mask, valid)[row].topk(6).indices
+        patches = relative_patch_scores(looks, masks.word_mask, valid)[row].topk(6).indices
         assert set(masks.patch_mask[row].nonzero()[:, 0].tolist()) == set(patches.tolist())
     assert torch.equal(masking.word_scores.sums, means.sums)
 

@@ -10,26 +10,13 @@ from safetensors.torch import load_file
 
 from syncmask import SyncMaskForPreTraining, SyncMaskProcessor
 from syncmask.training import resume
-from syncmask.training.pretrain import main
 
-SMALL = [
-    *("--corpus", "garments", "--num_items", "40", "--image_size", "32", "--preset", "tiny"),
-    *("--model_overrides", '{"patch_size": 8, "projection_dim": 16}'),
-    *("--per_device_batch_size", "16", "--epochs", "3", "--warmup_steps", "2", "--learning_rate", "1e-3"),
-    *("--gate_every", "2", "--gate_max_steps", "4", "--mask_ramp_steps", "2", "--teacher_momentum", "0.9"),
-    *("--num_threads", "1", "--log_every", "1", "--log_batches", "--deterministic", "--checkpoint_every", "2"),
-]
+SMALL = ("--epochs", "3", "--log_every", "1", "--log_batches", "--checkpoint_every", "2")
 
 
-@pytest.fixture(autouse=True)
-def _restore_torch():
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def train(folder, *more):
-    main([*SMALL, "--output_dir", str(folder), "--run_name", "run", *more])
-    return folder / "run"
+@pytest.fixture(scope="module")
+def train(pretrain_tiny):
+    return lambda folder, *more: pretrain_tiny(folder, *SMALL, *more)
 
 
 def lines(run, name):
@@ -65,7 +52,7 @@ def kill_after(monkeypatch, checkpoints):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, train):
     return train(tmp_path_factory.mktemp("finished"), "--no-evaluate")
 
 
@@ -102,7 +89,7 @@ def test_final_folder_gives_the_training_process_embeddings(finished):
 
 
 @pytest.mark.parametrize("checkpoints", [1, 3])
-def test_resume_equals_an_uninterrupted_run_bit_for_bit(finished, tmp_path, monkeypatch, checkpoints):
+def test_resume_equals_an_uninterrupted_run_bit_for_bit(finished, tmp_path, monkeypatch, checkpoints, train):
     with monkeypatch.context() as patch:
         kill_after(patch, checkpoints)
         with pytest.raises(Killed):
@@ -111,7 +98,7 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(finished, tmp_path, monk
     assert_same_run(finished, train(tmp_path, "--no-evaluate", "--resume"))
 
 
-def test_a_folder_that_holds_a_run_is_refused(finished):
+def test_a_folder_that_holds_a_run_is_refused(finished, train):
     before = (finished / "metrics.jsonl").read_bytes()
     with pytest.raises(SystemExit, match="--resume"):
         train(finished.parent, "--no-evaluate")
@@ -120,7 +107,7 @@ def test_a_folder_that_holds_a_run_is_refused(finished):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["random", "attention", "evidence"])
-def test_every_strategy_trains_accumulates_and_evaluates(tmp_path, capsys, strategy):
+def test_every_strategy_trains_accumulates_and_evaluates(tmp_path, capsys, strategy, train):
     more = ("--mask_strategy", strategy, "--gradient_accumulation_steps", "2", "--final_weights", "teacher")
     run = train(tmp_path, *more)
     printed = capsys.readouterr().out
@@ -130,7 +117,7 @@ def test_every_strategy_trains_accumulates_and_evaluates(tmp_path, capsys, strat
 
 
 @pytest.mark.slow
-def test_resume_with_accumulation(tmp_path, monkeypatch):
+def test_resume_with_accumulation(tmp_path, monkeypatch, train):
     more = ("--no-evaluate", "--gradient_accumulation_steps", "2", "--mask_strategy", "evidence")
     whole = train(tmp_path / "whole", *more)
     with monkeypatch.context() as patch:
@@ -141,7 +128,7 @@ def test_resume_with_accumulation(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_learning_lowers_the_losses(tmp_path):
+def test_learning_lowers_the_losses(tmp_path, train):
     run = train(tmp_path, "--no-evaluate", "--epochs", "60", "--validate_every_epochs", "60", "--no-augment")
     train_lines = [line for line in lines(run, "metrics.jsonl") if line["split"] == "train"]
     for term in ("itc", "mlm", "mim"):

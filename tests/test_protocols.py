@@ -1,5 +1,6 @@
 """The protocols: the pure parts against loops and known values, then whole runs on a tiny untrained model."""
 
+import copy
 import json
 
 import numpy as np
@@ -219,10 +220,12 @@ def test_patch_metrics_and_centre_prior():
 
 def test_pointing_tells_the_own_word_from_the_garment():
     boxes = [[0, 0, 4, 4], [4, 4, 8, 8], [], [0, 0, 8, 8]]
-    own = co.with_intervals(co.pointing_tallies([np.array([0, 3, 1, 0])], [boxes], (2, 2), 8))
+    peaks = {"attention": [np.array([0, 3, 1, 0])], "alignment": [np.array([1, 3, 1, 0])]}
+    own = co.with_intervals(co.pointing_tallies(peaks, [boxes], (2, 2), 8))
+    assert own["pointing/hit/alignment_own_word"]["value"] == 0.5
     assert own["pointing/hit/own_word"]["value"] == 1 and own["pointing/hit/random"]["value"] == 0.25
     assert own["pointing/hit/other_word"]["value"] == pytest.approx((0.5 + 0) / 2)  # word 3 looks at patch 0
-    same = co.with_intervals(co.pointing_tallies([np.array([0, 0, 0, 0])], [boxes], (2, 2), 8))
+    same = co.with_intervals(co.pointing_tallies({"attention": [np.array([0, 0, 0, 0])]}, [boxes], (2, 2), 8))
     assert same["pointing/hit/own_word"]["value"] == same["pointing/hit/other_word"]["value"] == 0.5
 
 
@@ -360,7 +363,7 @@ def test_rows_are_measured_alike_in_any_batch(model, processor, garments):
     for name in big.words:
         for one, other in zip(big.words[name], small.words[name]):
             assert one == pytest.approx(other, abs=1e-4)
-    assert [len(peaks) for peaks in big.peaks] == big.kept == [len(words) for words in rows["words"]]
+    assert [len(peaks) for peaks in big.peaks["attention"]] == big.kept == [len(words) for words in rows["words"]]
     assert big.patches["true_words"] == pytest.approx(small.patches["true_words"], rel=1e-3)
 
 
@@ -413,6 +416,7 @@ def test_co_occurrence_reports_both_strategies_beside_what_they_are_read_against
     result = co_occurrence(model, processor, train, test, max_rows=40, train_rows=20, batch_size=16, others=1)
     for name in ("attention", "evidence", "evidence_own", "evidence_mean", "blind", "random", "oracle"):
         assert f"words/precision/{name}" in result.metrics
+    assert not any("alignment" in name for name in result.metrics)  # there is no head for it
     for name in ("attention", "evidence", "true_words", "contrast", "centre", "random", "oracle"):
         assert f"patches/precision/{name}" in result.metrics
     assert result.value("words/item_auc/evidence_mean") == 0.5
@@ -421,6 +425,30 @@ def test_co_occurrence_reports_both_strategies_beside_what_they_are_read_against
     assert {"text_gap/relative_rise/truth_masks", "pointing/hit/own_word"} <= set(result.metrics)
     again = co_occurrence(model, processor, train, test, max_rows=40, train_rows=20, batch_size=16, others=1)
     assert json.dumps(again.metrics) == json.dumps(result.metrics)
+
+
+def test_alignment_is_scored_by_its_own_maps_where_the_model_has_the_head(model, processor, garments):
+    train, test = garments.select(range(40)), garments.select(range(40, 80))
+    config = copy.deepcopy(model.config)
+    config.word_patch_alignment = True
+    torch.manual_seed(0)
+    aligning = type(model)(config).eval()
+    with torch.no_grad():
+        aligning.word_patch_head.dense.weight.mul_(30)  # far from its start, where maps are flat
+    result = co_occurrence(aligning, processor, train, test, max_rows=40, train_rows=20, batch_size=20, others=1)
+    for name in ("alignment", "alignment_own", "alignment_mean"):
+        assert f"words/precision/{name}" in result.metrics and f"words/item_auc/{name}" in result.metrics
+    assert {"patches/precision/alignment", "pointing/hit/alignment_own_word"} <= set(result.metrics)
+    item_ids = CorpusIndex.from_dataset(test).item_ids
+    batch = next(batches(processor, test, np.arange(40), 40, "cpu"))
+    words, patches, pairs = measure.hard_masks(aligning, batch, item_ids, "alignment", instance_weight=1.0)
+    scores, looks = pairs.scores["alignment"], pairs.looks["alignment"]
+    torch.testing.assert_close(looks.sum(-1)[pairs.valid], torch.ones(int(pairs.valid.sum())))
+    for row in range(40):
+        left = pairs.valid[row] & ~words[row]
+        assert scores[row, words[row]].min() >= scores[row, left].max()  # equal where a text says a word twice
+        relative = looks[row, words[row]].sum(0) / looks[row, pairs.valid[row]].mean(0)
+        assert relative[patches[row]].min() >= relative[~patches[row]].max() - 1e-5
 
 
 def test_co_occurrence_of_two_models_can_be_compared(model, processor, garments, tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ from syncmask import (
     SyncMaskForPreTraining,
 )
 from syncmask.__main__ import app
-from syncmask.hub_cards.check import draw_photos
-from syncmask.hub_cards.publish import Request, publish
+from syncmask.hub_cards.check import ask_stranger, draw_photos
+from syncmask.hub_cards.publish import Published, Request, publish
 from syncmask.hub_cards.staging import MANIFEST, SERVES, files_in
 from syncmask.hub_cards.stranger import answers
 
@@ -384,3 +385,28 @@ def test_each_head_is_published_by_its_own_class():
         SyncMaskForComposedImageRetrieval,
         SyncMaskForImageTextClassification,
     }
+
+
+def test_a_run_that_cannot_be_written_to_is_published_all_the_same(run, tmp_path, monkeypatch):
+    """Only the note for what is finetuned from it fails, and that after the upload."""
+
+    def read_only(path, text):
+        raise PermissionError("read-only")
+
+    sent = Published("http://hub/me/garments", ["config.json"], [], [])
+    monkeypatch.setattr("syncmask.hub_cards.publish.identify", lambda api, request: "me")
+    monkeypatch.setattr("syncmask.hub_cards.publish.prepare", lambda request, run, say: None)
+    monkeypatch.setattr("syncmask.hub_cards.publish.upload", lambda *_: sent)
+    monkeypatch.setattr("syncmask.hub_cards.publish.write_text", read_only)
+    said = []
+    assert publish(Request(run, NAME, staged=tmp_path / "staged"), SimpleNamespace(endpoint="hub"), said.append) is sent
+    assert "published, but that cannot be noted" in said[-1] and "--base_model" in said[-1]
+
+
+def test_a_check_that_does_not_end_is_told_in_a_line(tmp_path, monkeypatch):
+    def hangs(command, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    with pytest.raises(ValueError, match="nothing is published: .* after 30 minutes"):
+        ask_stranger(tmp_path / "staged", {}, tmp_path)

@@ -2,43 +2,36 @@
 
 import json
 import re
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from syncmask.evaluation.batch_sheets import read_batches
-from syncmask.evaluation.history import read_history
+from syncmask.evaluation.history import read_history, waiting_share
 from syncmask.evaluation.masks_over_time import RECORD, read_mask_states
 from syncmask.evaluation.protocols import photo_names
 from syncmask.processing.corpus import load_corpus
 from syncmask.training import resume, task_pretraining
-from syncmask.training.pretrain import main
-from syncmask.training.stopwatch import PHASES, Stopwatch, memory
+from syncmask.training.arguments import DataArguments
+from syncmask.training.progress import Agreed, Progress
+from syncmask.training.stopwatch import PHASES, StallMeter, Stopwatch, memory
+from syncmask.training.trainer import Trainer
 
 SMALL = [
-    *("--corpus", "garments", "--num_items", "60", "--image_size", "32", "--preset", "tiny", "--log_batches"),
-    *("--model_overrides", '{"patch_size": 8, "projection_dim": 16}', "--mask_strategy", "evidence"),
-    *("--per_device_batch_size", "16", "--epochs", "3", "--warmup_steps", "2", "--learning_rate", "1e-3"),
-    *("--gate_every", "2", "--gate_max_steps", "4", "--mask_ramp_steps", "2", "--teacher_momentum", "0.9"),
-    *("--num_threads", "1", "--log_every", "2", "--deterministic", "--checkpoint_every", "3"),
+    *("--num_items", "60", "--epochs", "3", "--mask_strategy", "evidence"),
+    *("--log_batches", "--log_every", "2", "--checkpoint_every", "3"),
 ]
 
 
-@pytest.fixture(autouse=True)
-def _restore_torch():
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def train(folder, *more):
-    main([*SMALL, "--output_dir", str(folder), "--run_name", "run", *more])
-    return folder / "run"
+@pytest.fixture(scope="module")
+def train(pretrain_tiny):
+    return lambda folder, *more: pretrain_tiny(folder, *SMALL, *more)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, train):
     return train(tmp_path_factory.mktemp("finished"), "--no-evaluate")
 
 
@@ -65,7 +58,7 @@ def test_masks_are_kept_before_the_first_step_and_after_each_epoch(finished):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpoints", [1, 2, 4])
-def test_a_resumed_run_keeps_the_same_masks(finished, tmp_path, monkeypatch, checkpoints):
+def test_a_resumed_run_keeps_the_same_masks(finished, tmp_path, monkeypatch, checkpoints, train):
     done, real = [], resume.save_checkpoint
 
     def save(*args, **kwargs):
@@ -87,7 +80,7 @@ def test_a_resumed_run_keeps_the_same_masks(finished, tmp_path, monkeypatch, che
 
 
 @pytest.mark.slow
-def test_following_photos_changes_no_bit_of_the_run(finished, tmp_path, monkeypatch):
+def test_following_photos_changes_no_bit_of_the_run(finished, tmp_path, monkeypatch, train):
     monkeypatch.setattr(task_pretraining.MaskRecord, "state", lambda *_: None)
     run = train(tmp_path, "--no-evaluate")
     assert not (run / RECORD).exists()
@@ -110,26 +103,101 @@ def test_times_count_every_pair_and_second_once(finished):
     assert sum(line["validating_s"] for line in times) > 0 and sum(line["saving_s"] for line in times) > 0
 
 
-def test_a_stopwatch_tells_phases_apart():
+def test_a_stopwatch_tells_phases_apart(monkeypatch):
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: now[0] / 2)
+    monkeypatch.setattr("syncmask.training.stopwatch.time", clock)
     watch = Stopwatch()
 
     def batches():
         for number in range(3):
-            time.sleep(0.02)
+            now[0] += 0.25
             yield number
 
-    assert list(watch.waits(batches())) == [0, 1, 2]
+    for _ in watch.waits(batches()):
+        now[0] += 1.0
     with pytest.raises(ValueError, match="stop"), watch.phase("saving"):
-        time.sleep(0.02)
+        now[0] += 0.5
         raise ValueError("stop")
     read = watch.read()
-    assert 0.06 <= read["waiting_s"] < 0.5 and read["saving_s"] >= 0.02 and read["planning_s"] == 0
-    assert read["seconds"] >= read["waiting_s"] + read["saving_s"] and watch.read()["waiting_s"] == 0
+    assert (read["waiting_s"], read["saving_s"], read["planning_s"]) == (0.75, 0.5, 0)
+    assert (read["seconds"], read["cpu_s"]) == (4.25, 2.125) and watch.read()["waiting_s"] == 0
     assert memory()["peak_rss_bytes"] > 1e6
 
 
+def reading(waited, **more):
+    return {"seconds": 12.0, "waiting_s": waited, "planning_s": 1.0, "validating_s": 0.5, "saving_s": 0.5} | more
+
+
+def test_waiting_is_a_share_of_the_time_of_training_since_the_last_logged_step():
+    meter = StallMeter()
+    assert waiting_share([]) == waiting_share([reading(0.0)]) == 0 and waiting_share([reading(10.0)]) > 0.999
+    meter.add(reading(1.0))
+    meter.add(reading(3.0))  # a checkpoint lay between
+    assert not meter.close() and meter.share == pytest.approx(0.2)
+    meter.add(reading(0.5))
+    assert not meter.close() and meter.share == pytest.approx(0.05)
+
+
+def test_much_waiting_is_told_once_where_it_lasts(caplog):
+    told = []
+    trainer = SimpleNamespace(
+        stalls=StallMeter(),
+        accelerator=SimpleNamespace(is_main_process=True),
+        arguments=SimpleNamespace(data=DataArguments(fast_decode=True)),
+    )
+    for waited in (5.0, 5.0, 0.0, 5.0, 3.0, 2.5, 5.0, 0.0, 5.0, 5.0, 5.0):
+        trainer.stalls.add(reading(waited))
+        Trainer._note_waiting(trainer)
+        told.append(len(caplog.records))
+    assert told == [0] * 5 + [1] * 6
+    assert caplog.messages == [
+        "waiting for photos: 25 % of the time. What helps: more --num_workers or --decoded_cache FOLDER"
+    ]
+
+
+def test_waiting_goes_to_the_bar_and_the_trackers_alone():
+    logged, tracked, loss = [], [], Agreed({"itc": 1.0}, True, 0)
+    trainer = SimpleNamespace(
+        stalls=StallMeter(),
+        progress=Progress(),
+        arguments=SimpleNamespace(run=SimpleNamespace(log_every=2), data=DataArguments()),
+        schedule=SimpleNamespace(get_last_lr=lambda: [0.1]),
+        task=SimpleNamespace(figures=lambda *_: {}),
+        student=None,
+        accelerator=SimpleNamespace(is_main_process=True, log=lambda figures, step: tracked.append(figures)),
+        _log=lambda split, figures: logged.append(figures),
+    )
+    trainer._log_times = lambda: trainer.stalls.add(reading(2.5))
+    trainer._note_waiting = lambda: Trainer._note_waiting(trainer)
+    for trainer.progress.step in (1, 2, 3):
+        Trainer._log_step(trainer, {}, None, 1.0, loss)
+    assert trainer.shown == {"itc": "1.00", "waiting": "25%"}
+    assert len(logged) == len(tracked) == 1
+    assert tracked == [logged[0] | {"waiting_share": pytest.approx(0.25)}] and "waiting_share" not in logged[0]
+
+
+@pytest.mark.parametrize("workers, wanted", [(0, None), (2, 5)])
+def test_workers_read_as_many_batches_ahead_as_is_asked_for(workers, wanted):
+    data = DataArguments(num_workers=workers, prefetch_factor=5)
+    trainer = SimpleNamespace(
+        arguments=SimpleNamespace(data=data, run=SimpleNamespace(seed=0)),
+        task=SimpleNamespace(data=SimpleNamespace(photos=[], index=None), processor=None),
+        sampler=None,
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+    )
+    assert Trainer._loader(trainer).prefetch_factor == wanted
+
+
+def test_waiting_is_in_the_summary_and_nowhere_in_the_metrics(finished):
+    share = waiting_share(read_history(finished, "times.jsonl"))
+    assert 0 < share < 1
+    assert f"waiting for photos: {share:.0%} of the time of training" in (finished / "summary.txt").read_text()
+    assert "waiting" not in (finished / "metrics.jsonl").read_text()
+
+
 @pytest.mark.slow
-def test_a_run_ends_with_a_whole_report_that_can_be_made_again(tmp_path, capsys):
+def test_a_run_ends_with_a_whole_report_that_can_be_made_again(tmp_path, capsys, train):
     from typer.testing import CliRunner
 
     from syncmask.evaluation.cli import app

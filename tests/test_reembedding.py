@@ -11,22 +11,11 @@ from syncmask.retrieval.catalogue import Catalogue, Outdated
 from syncmask.retrieval.store import Store
 
 
-def contents(catalogue, names=("photo_id", "item_id", "text", "category", "price")):
-    """All rows as {photo id: row}."""
-    rows = catalogue.snapshot().table.to_arrow().to_pylist()
-    assert len({row["photo_id"] for row in rows}) == len(rows)
-    return {row["photo_id"]: {name: row.get(name) for name in names} for row in rows}
-
-
-def counts(report):
-    return report.added, report.updated, report.unchanged, len(report.skipped)
-
-
 def vectors_of(catalogue):
     return {row["photo_id"]: row["vector"] for row in catalogue.snapshot().table.to_arrow().to_pylist()}
 
 
-def test_re_embedding_is_indexing_anew(shop, files, other, tmp_path, forwards):
+def test_re_embedding_is_indexing_anew(shop, files, other, tmp_path, forwards, contents, counts):
     shop.add([row | {"day": datetime.date(2026, 1, 1)} for row in files])
     shop.add([{"image": files[0]["image"].read_bytes(), "photo_id": "inside"}])
     before = contents(shop, ("text", "category", "price", "day", "item_id"))
@@ -84,7 +73,7 @@ def test_re_embedding_goes_on_where_it_stopped(shop, files, encoder, other, forw
 
 
 @pytest.mark.parametrize("moment", ["before the token", "after the token", "just before the switch"])
-def test_what_is_written_meanwhile_is_taken_along(shop, files, encoder, other, monkeypatch, moment):
+def test_what_is_written_meanwhile_is_taken_along(shop, files, encoder, other, monkeypatch, moment, contents):
     """A writer of the old revision adds, changes and deletes at a bad moment; all of it is there after the switch."""
     shop.add(files[:8])
     writer = Catalogue.open(shop.describe()["path"], encoder)
@@ -133,7 +122,7 @@ def test_a_write_that_comes_after_the_switch_is_not_acknowledged(shop, files, en
     assert safe == [] and len(shop) == 4
 
 
-def test_a_token_left_by_a_killed_re_embedding_holds_nobody_up(shop, files):
+def test_a_token_left_by_a_killed_re_embedding_holds_nobody_up(shop, files, counts):
     shop.add(files[:2])
     store = Store.open(shop.describe()["path"])
     store.set_state({"switching": "of a dead process"}, only_if=("switching", ""))
@@ -153,7 +142,7 @@ def test_photos_that_are_gone_stop_the_switch(shop, files, other):
     assert len(report.skipped) == 1 and len(shop) == 10
 
 
-def test_a_photo_changed_since_is_embedded_as_it_is_now(shop, files, other, forwards):
+def test_a_photo_changed_since_is_embedded_as_it_is_now(shop, files, other, forwards, counts):
     shop.add(files[:3])
     Image.new("RGB", (32, 32), "purple").save(files[0]["image"])
     shop.reembed(other)
@@ -163,7 +152,7 @@ def test_a_photo_changed_since_is_embedded_as_it_is_now(shop, files, other, forw
     np.testing.assert_allclose(vectors_of(shop)[name], other.encode_image([files[0]["image"]])[0], atol=1e-5)
 
 
-def test_a_photo_changed_and_changed_back_is_encoded_again(shop, files, other):
+def test_a_photo_changed_and_changed_back_is_encoded_again(shop, files, other, counts):
     shop.add(files[:2])
     before = files[0]["image"].read_bytes()
     Image.new("RGB", (32, 32), "purple").save(files[0]["image"])

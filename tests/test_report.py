@@ -3,12 +3,16 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from syncmask.evaluation import batch_sheets, confusions, glance, head_views, history, masks_over_time, word_maps
+from syncmask.evaluation.archive import write_text
+from syncmask.evaluation.cli import app
 from syncmask.evaluation.figures import Hit, MaskedPhoto, Masks, Search
 from syncmask.evaluation.findings import explained, findings
 from syncmask.evaluation.metrics import exact
@@ -23,6 +27,7 @@ from syncmask.evaluation.report import (
     write_report,
 )
 from syncmask.evaluation.result import Result, comparable, percent, pivot
+from syncmask.evaluation.running import choose_split
 
 EVIL = '<script>window.hacked=1</script> & <img src=http://evil.example/x onerror="window.hacked=2">'
 LONG = "unbroken" * 40
@@ -89,7 +94,7 @@ def full(results):
         confusions.confusion_part([shown], counts),
         batch_sheets.batch_part(batches, {name: [red, blue] for name in batches}, True),
         head_views.composed_part([Search([Hit(0.5, True, photo=red)], text=EVIL, photo=blue)], 10),
-        head_views.recognition_part(head_views.Recognised(EVIL[:8], [EVIL, "b"], labels, [mistake], "fused")),
+        head_views.recognition_part(head_views.Recognised(f"a/{EVIL[:8]}", [EVIL, "b"], labels, [mistake], "fused")),
         glance.glance_part(counted, [(red, EVIL)]),
         history.speed_part(lines, [], {"optim": {"per_device_batch_size": 8}}, {"wall_s": 60.0, "energy": {}}),
         figures_part(results),
@@ -128,7 +133,7 @@ def test_the_report_is_whole_escaped_and_asks_no_network(tmp_path, full):
     sections = {f"#{attributes['id']}" for tag, attributes in tags.seen if tag == "section"}
     assert anchors == sections and len(sections) == len(full)  # the lost part, but the last line
     assert path == tmp_path / "report" / "index.html"
-    pictures = {name for part in full for name in part.pictures}
+    pictures = {re.sub(r"\W+", "_", name) for part in full for name in part.pictures}  # as any disk takes them
     assert {file.stem for file in path.parent.glob("*.png")} == pictures >= {"masks", "retrieval", "curves"}
 
 
@@ -196,6 +201,49 @@ def test_a_result_survives_saving(tmp_path, results):
     back = read_results(tmp_path)["items"]
     assert back.corpus == result.corpus and np.isnan(back.metrics["photo_to_photo/recall@1/itc"]["value"])
     assert not list(path.parent.glob("*.partial"))
+
+
+def test_a_result_on_another_corpus_does_not_take_the_place_of_the_runs_own(tmp_path, results):
+    """`syncmask evaluate RUN --corpus OTHER --out RUN/results/other.json` is of the same protocol."""
+    own = results["items"].save(tmp_path / "results")
+    elsewhere = Result("items", 1, corpus={"name": "other"}, metrics={"image_to_text/recall@10/itc": metric(0.11)})
+    elsewhere.save(tmp_path / "results" / "other.json")
+    found = read_results(tmp_path)
+    assert found["items"].metrics == results["items"].metrics and own.stem == "items"
+    assert any("61.0" in row[1] for row in findings(found)) and not any("11.0" in row[1] for row in findings(found))
+    assert "11.0" in figures_part(found).body
+
+
+def test_a_write_that_breaks_off_leaves_the_older_file(tmp_path, monkeypatch):
+    file = write_text(tmp_path / "new" / "x.json", "old é")
+
+    def full(self, text, encoding):
+        with self.open("w") as half:
+            half.write(text[:2])
+        raise OSError("no space left")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        write_text(file, "newer")
+    assert file.read_text(encoding="utf-8") == "old é"
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_anything_is_measured(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    loaded = SimpleNamespace(run=None)
+    monkeypatch.setattr("syncmask.evaluation.loading.load_checkpoint", lambda name: loaded)
+    monkeypatch.setattr("syncmask.evaluation.running.run_protocol", lambda *_: pytest.fail("hours of measuring"))
+    done = CliRunner().invoke(app, ["evaluate", "run", "--out", str(tmp_path / "file" / "items.json")])
+    assert done.exit_code == 1 and done.output.startswith("Error:") and str(tmp_path / "file") in done.output
+
+
+def test_an_empty_split_is_not_chosen():
+    splits = {"train": [1, 2], "validation": [1], "test": []}
+    assert choose_split(splits, None) == "validation" and choose_split(splits, "train") == "train"
+    with pytest.raises(ValueError, match="no row in its split 'test'; it has train, validation"):
+        choose_split(splits, "test")
+    with pytest.raises(ValueError, match="no split 'nowhere'"):
+        choose_split(splits, "nowhere")
 
 
 def test_the_table_puts_chance_below_each_score(results):

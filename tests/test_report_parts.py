@@ -185,8 +185,9 @@ def test_maps_peak_where_the_protocol_says(garments, processor):
     found = word_maps.look(model, processor, garments, rows)
     batch = next(batches(processor, garments, rows, 4))
     pairs = score_pairs(model, batch, np.arange(4), ["attention"])
-    peaks, words = word_peaks(pairs), garments.select(rows)["words"]
-    assert torch.equal(relative_attention(pairs).argmax(-1), peaks) and found
+    looks = pairs.looks["attention"]
+    peaks, words = word_peaks(looks, pairs.valid), garments.select(rows)["words"]
+    assert torch.equal(relative_attention(looks, pairs.valid).argmax(-1), peaks) and found
     for item in found:
         row = list(garments.select(rows)["text"]).index(item.text)
         regions = garments[int(rows[row])]["regions"]
@@ -249,6 +250,15 @@ def test_each_way_has_its_own_chance():
     panels = history.validation_panels([line(1), line(2), train(3)])
     assert [panel.level for panel in panels] == [50.0, 20.0]
     assert "from 60 to 60; chance 50 %" in panels[0].words
+
+
+def test_labels_of_any_column_have_curves():
+    lines = [train(step, season=0.5) | {"season/accuracy/fused": 0.6} for step in (1, 2)]
+    tested = [line | {"split": "validation", "season/accuracy/chance": 0.25} for line in lines]
+    (panel,) = history.validation_panels(tested)
+    assert panel.title.endswith("season") and panel.level == 25.0 and "photo and text" in panel.lines
+    titles = [panel.title for panel in history.loss_panels(lines, {"objective": {"label_columns": ["season", "x"]}})]
+    assert titles[-1] == "season: which label" and len(titles) == 3
 
 
 def test_speed_is_of_training_alone():

@@ -14,6 +14,7 @@ from syncmask.towers import (
     patch_grid,
     patchify,
     pool_tokens,
+    resize_positions,
 )
 
 SIZES = {
@@ -266,3 +267,15 @@ def test_photos_and_patches_need_not_be_square():
 def test_a_patch_size_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="patch_size=7 does not divide image_size=32"):
         patch_grid(AutoConfig.for_model("vit", image_size=32, patch_size=7))
+
+
+def test_positions_are_resized_as_a_picture_and_those_of_prefix_tokens_stay():
+    """Families' own resizing is what tests/test_conversion.py compares with; this is of grids that are no square."""
+    down = torch.arange(3.0)[:, None].expand(3, 2)  # each row of patches one more than the row above
+    table = torch.cat([torch.tensor([9.0, 8.0]), down.flatten()])[None, :, None].expand(1, 8, 4)
+    fitted = resize_positions(table, (3, 2), (6, 4))
+    assert fitted.shape == (1, 26, 4) and fitted[0, :2, 0].tolist() == [9, 8]
+    rows = fitted[0, 2:, 0].view(6, 4)
+    torch.testing.assert_close(rows, rows[:, :1].expand(6, 4))
+    torch.testing.assert_close(rows + rows.flip(0), torch.full((6, 4), 2.0))
+    assert rows[0, 0] < rows[2, 0] < rows[5, 0] and resize_positions(table, (3, 2), (3, 2)) is table

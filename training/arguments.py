@@ -178,7 +178,8 @@ class PretrainingArguments(ContrastArguments):
     )
     wpa_weight: float = setting(
         0.0,
-        "weight of word-patch alignment (ours): which of a batch's photos is each word found in; 0 = no such head",
+        "weight of word-patch alignment (ours): in which of a batch's photos is each word found; 0 = no such head, 4 "
+        "is what the masks' strategy alignment was measured with",
         low=0,
     )
     mask_strategy: Literal["random", "attention", "evidence", "alignment"] = setting(
@@ -219,7 +220,7 @@ class PretrainingArguments(ContrastArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.mask_strategy == "alignment" and not self.wpa_weight:
-            raise ValueError("mask_strategy alignment needs the head that wpa_weight trains: set wpa_weight to 1")
+            raise ValueError("mask_strategy alignment needs the head that wpa_weight trains: set wpa_weight to 4")
 
 
 @dataclass

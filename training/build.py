@@ -199,7 +199,7 @@ def build_contrast(
         data,
         bank,
         seed,
-        optim.per_device_batch_size * accelerator.num_processes,
+        optim.rows_of_process * accelerator.num_processes,
         settings.semi_hard_margin,
         settings.grouped_share,
         arguments.data.shuffle_buffer,

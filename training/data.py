@@ -16,6 +16,8 @@ from syncmask.processing.corpus import CorpusIndex
 from syncmask.processing.overlap import overlap_tau, text_rows
 
 from .arguments import ContrastArguments, DataArguments
+from .photo_cache import check_cache
+from .processes import on_main
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,9 @@ def train_data(
     index = CorpusIndex.from_dataset(rows)
     resample, size = processor.image_processor.resample, side_of(processor)
     options |= {"image_size": size, "augment": data.augment, "resample": resample, "fast_decode": data.fast_decode}
-    photos = PhotoDataset(rows, index, seed=seed, **options)
+    photos = PhotoDataset(rows, index, seed=seed, decoded_cache=data.decoded_cache, **options)
+    if photos.cache is not None:
+        on_main(lambda: check_cache(photos))
     return TrainData(rows, index, photos)
 
 

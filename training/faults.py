@@ -86,7 +86,8 @@ def explain(problem: BaseException) -> str | None:
     if is_out_of_memory(problem):
         return (
             f"out of memory ({str(problem).splitlines()[0] if str(problem) else type(problem).__name__}). Lower "
-            "--per_device_batch_size (and raise --gradient_accumulation_steps), --image_size or --max_text_length, or "
+            "--per_device_batch_size (and raise --gradient_accumulation_steps, with --full_contrast for the same "
+            "contrast), --image_size or --max_text_length, or "
             "set --mixed_precision bf16 or --activation_checkpointing (--estimate tells what fits); then go on from "
             "the last checkpoint with --resume (a new global batch size needs a new run)."
         )
@@ -106,8 +107,8 @@ def is_out_of_memory(problem: BaseException) -> bool:
     return isinstance(problem, RuntimeError) and any(words in str(problem).lower() for words in NO_MEMORY)
 
 
-def check_writable(folder: Path):
-    """Write and delete a file in a folder, which is made if absent.
+def check_writable(folder: Path, setting: str = "--output_dir"):
+    """Write and delete a file in a folder, which is made if absent; `setting` is what names it.
 
     Raises:
         RunStopped: saying why nothing can be written there.
@@ -119,6 +120,6 @@ def check_writable(folder: Path):
         probe.unlink()
     except OSError as problem:
         raise RunStopped(
-            f"nothing can be written to {folder}: {problem.strerror}. Choose another --output_dir, or mend the "
+            f"nothing can be written to {folder}: {problem.strerror}. Choose another {setting}, or mend the "
             "folder's rights or the disk."
         ) from problem

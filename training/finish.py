@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from syncmask.evaluation.history import TIMES, waiting_share
 from syncmask.evaluation.result import Result
 
 from .trainer import Trainer
@@ -20,6 +21,7 @@ def write_summary(trainer: Trainer, corpus, results: dict[str, Result], minutes:
         "",
         "corpus: " + ", ".join(f"{name} {size['rows']} rows of {size['items']} items" for name, size in sizes),
         f"trained {trainer.progress.step} steps in {trainer.progress.epoch} epochs; {minutes:.1f} minutes in all",
+        f"waiting for photos: {waiting_share(trainer.folder.lines(TIMES)):.0%} of the time of training",
     ]
     if trainer.progress.substitutes:
         lines.append(

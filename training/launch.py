@@ -106,6 +106,7 @@ def build_run(
 
 def tell_memory(arguments: TrainArguments, build: Build, accelerator: Accelerator):
     """Print what a step would need, and touch no folder."""
+    arguments.data.decoded_cache = None
     trainer, _ = build_run(arguments, build, accelerator, RunFolder(arguments.run.folder, is_main=False))
     found = estimate(trainer)
     accelerator.print(found.table())
@@ -207,11 +208,11 @@ def build_trainer(
 ) -> Trainer:
     """Put the parts of a run together."""
     optim, rows = arguments.optim, len(task.data.rows)
-    global_batch = optim.per_device_batch_size * accelerator.num_processes
+    global_batch = optim.rows_of_process * accelerator.num_processes
     sampler = GroupedBatchSampler(
         rows, global_batch, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
-    total_steps = optim.epochs * -(-sampler.batches // optim.gradient_accumulation_steps)
+    total_steps = optim.epochs * -(-sampler.batches // optim.batches_per_step)
     total_steps = min(total_steps, optim.max_steps or total_steps)
     if arguments.run.activation_checkpointing:
         checkpoint_activations(model)

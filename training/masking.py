@@ -19,7 +19,7 @@ from syncmask.masks import (
     word_attention,
     words_to_tokens,
 )
-from syncmask.scores import word_alignment, word_evidence
+from syncmask.scores import aligned_patches, word_alignment, word_evidence
 from syncmask.word_scores import WordScores
 
 from .noise import StepNoise
@@ -117,7 +117,7 @@ class Masking:
         device = word_ids.device
         text_mask, patch_mask, words = synchronised_masks(
             scores,
-            word_attention(seen.scores, word_ids),
+            self._looks(batch, teacher, seen),
             word_ids,
             ChoiceRule(self.settings.word_rate, **rule),
             ChoiceRule(self.settings.patch_rate, **rule),
@@ -126,6 +126,12 @@ class Masking:
         )
         masked_ids = corrupt(batch["input_ids"], word_ids, text_mask, noise.tokens.to(device), self.config)
         return StepMasks(text_mask, patch_mask, masked_ids, words.mask)
+
+    def _looks(self, batch, teacher, seen) -> torch.Tensor:
+        """Where each word looks, by the strategy: (B, W, N)."""
+        if self.settings.strategy == "alignment":
+            return aligned_patches(teacher.model, seen.image_embeds, batch["input_ids"], batch["word_ids"])
+        return word_attention(seen.scores, batch["word_ids"])
 
     def _word_scores(self, step, batch, valid, teacher, seen, noise) -> torch.Tensor:
         """Measure words by the strategy, move the running means, and blend the two: (B, W)."""

@@ -33,3 +33,9 @@ class Agreed:
     losses: dict[str, float]
     finite: bool
     fallbacks: int
+
+    @classmethod
+    def mean(cls, parts: list["Agreed"]) -> "Agreed":
+        """Join what was learned of micro batches: losses as means, fallbacks summed."""
+        losses = {name: sum(part.losses[name] for part in parts) / len(parts) for name in parts[0].losses}
+        return cls(losses, all(part.finite for part in parts), sum(part.fallbacks for part in parts))

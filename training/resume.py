@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 FREE_TO_CHANGE = {
     *("resume", "overwrite", "output_dir", "run_name", "num_workers", "keep_last", "log_with", "evaluate"),
     *("push_to_hub", "hub_model_id", "hub_private", "hub_strategy", "activation_checkpointing", "profile", "estimate"),
+    *("prefetch_factor", "decoded_cache"),
 }
 
 

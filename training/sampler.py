@@ -153,7 +153,8 @@ class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
             if state[name] != getattr(self, name):
                 raise ValueError(
                     f"the checkpoint's {name} is {state[name]}, this run's {getattr(self, name)}: resume with the "
-                    "same corpus and the same global batch (per_device_batch_size x processes)"
+                    "same corpus and the same global batch (per_device_batch_size x processes, and with "
+                    "full_contrast x gradient_accumulation_steps)"
                 )
         if len(tensors["order"]):
             self.set_order(state["epoch"], tensors["order"].numpy())

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 
+from syncmask.evaluation.history import waiting_share
+
 PHASES = ("waiting", "planning", "validating", "saving")
+# Waiting that is worth a word: this share of the time, at so many logged steps in a row. Fewer would tell of every
+# start, when the first photos are waited for and nothing is wrong.
+MUCH_WAITING, IN_A_ROW = 0.2, 3
 
 
 class Stopwatch:
@@ -58,6 +63,26 @@ class Stopwatch:
         figures |= {"steps": self.steps, "pairs": self.pairs} | memory()
         self.restart()
         return figures
+
+
+class StallMeter:
+    """The share of the time of training that goes by waiting for photos, from one logged step to the next."""
+
+    def __init__(self):
+        self.readings: list[dict] = []
+        self.share: float | None = None
+        self.high = 0  # logged steps in a row with much waiting
+
+    def add(self, reading: dict):
+        """Take in a reading of the stopwatch."""
+        self.readings.append(reading)
+
+    def close(self) -> bool:
+        """Work out `share` over the readings since the last call; True once, where it has stayed high for long."""
+        self.share, self.readings = waiting_share(self.readings), []
+        still_high = self.share >= MUCH_WAITING or self.high >= IN_A_ROW  # said is said
+        self.high = self.high + 1 if still_high else 0
+        return self.high == IN_A_ROW
 
 
 def memory() -> dict[str, int | None]:

@@ -1,5 +1,6 @@
 """The loop: `Trainer.fit` runs epochs of `train_step`, validates, checkpoints and plans the next epoch's batches."""
 
+import logging
 import math
 import signal
 import time
@@ -20,14 +21,17 @@ from .arguments import TrainArguments
 from .checkpoint import step_folders
 from .data import to_pixels
 from .faults import StopSignals, outlive_signals
+from .full_contrast import Glance, StandIn, contrast_as_one, draws, split_rows
 from .processes import on_main, stop_all
 from .profiling import StepProfile
 from .progress import Agreed, Progress
 from .run_folder import RunFolder
 from .sampler import GroupedBatchSampler
-from .stopwatch import Stopwatch
+from .stopwatch import StallMeter, Stopwatch
 from .substitutes import BatchesInContext, SubstitutingCollator, SubstitutingPhotos
 from .task import Look, Slice, Task
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -61,11 +65,12 @@ class Trainer:
         self.total_steps = total_steps
         self.progress = Progress()
         self.started, self.stopwatch = time.monotonic(), Stopwatch()
+        self.stalls = StallMeter()
         # Agreed on by all processes after each batch: whether to end early, and by which signal.
         self.late, self.stop_signal = False, 0
         self.signals = StopSignals()
         self.profile = StepProfile(arguments.run.profile if accelerator.is_main_process else None, folder.path)
-        self.shown: dict[str, str] = {}  # losses beside the progress bar
+        self.shown: dict[str, str] = {}  # losses and waiting, beside the progress bar
 
     @property
     def student(self) -> PreTrainedModel:
@@ -109,6 +114,7 @@ class Trainer:
             batch_sampler=BatchesInContext(self.sampler),
             collate_fn=SubstitutingCollator(Collator(self.task.processor)),
             num_workers=workers,
+            prefetch_factor=self.arguments.data.prefetch_factor if workers else None,
             persistent_workers=workers > 0,
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=outlive_signals,
@@ -191,7 +197,19 @@ class Trainer:
         self.folder.log(self.progress.step, self.progress.epoch, split, figures)
 
     def _log_times(self):
-        self.folder.log_times(self.progress.step, self.progress.epoch, self.stopwatch.read())
+        reading = self.stopwatch.read()
+        self.stalls.add(reading)
+        self.folder.log_times(self.progress.step, self.progress.epoch, reading)
+
+    def _note_waiting(self):
+        """Work out how much of the time went by waiting for photos; say what helps where that stays much."""
+        data = self.arguments.data
+        if self.stalls.close() and self.accelerator.is_main_process:
+            helps = ["more --num_workers"] + ["--fast_decode"] * (not data.fast_decode)
+            helps += ["--decoded_cache FOLDER"] * (data.decoded_cache is None)
+            logger.warning(
+                "waiting for photos: %.0f %% of the time. What helps: %s", 100 * self.stalls.share, " or ".join(helps)
+            )
 
     def _epoch_is_over(self) -> bool:
         return len(self.sampler.order) > 0 and len(self.sampler) == 0
@@ -201,41 +219,48 @@ class Trainer:
         return limit is not None and time.monotonic() - self.started > 60 * limit
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> bool:
-        """Run one batch; return whether the optimiser stepped (it does every `gradient_accumulation_steps`)."""
+        """Run one batch of the loader; return whether the optimiser stepped (it does every `batches_per_step`).
+
+        With `full_contrast` such a batch is a whole step's and is cut into micro batches here.
+        """
         progress, optim = self.progress, self.arguments.optim
         self.model.train()
         self._note_substitutes(batch.pop("asked_ids"), batch["row_ids"], batch.pop("reasons"))
-        batch = self.to_device(batch)
         self.task.before_step(progress)
         stepping = self._is_last_of_step()
-        with nullcontext() if stepping else self.accelerator.no_sync(self.model):
-            losses, look = self._losses(batch)
-            agreed = self._agree(losses, look.fallbacks)
-            if not agreed.finite:
-                self._stop_not_finite(batch["row_ids"], agreed.losses)
-            # 3. Backward, and a step of the optimiser once enough batches are in.
-            loss = sum(weight * losses[name] for name, weight in self.task.weights.items())
-            self.accelerator.backward(loss / optim.gradient_accumulation_steps)
-        if stepping:
-            norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), optim.max_grad_norm))
-            # fp16's scaler leaves such a step out by itself.
-            if not math.isfinite(norm) and self.accelerator.scaler is None:
-                self._stop_not_finite(batch["row_ids"], {"gradient norm": norm})
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.schedule.step()
-            self.task.after_step(self.student)
-
-        # 4. What remembers: features, running means.
-        self.task.remember(batch, look, agreed.losses)
-        self.folder.log_rows(progress.step, progress.epoch, gather_rows(batch["row_ids"]))
-        self.stopwatch.pairs += len(batch["row_ids"]) * self.accelerator.num_processes
+        parts, done = split_rows(batch, optim.per_device_batch_size), []
+        known = self._look_ahead(parts) if len(parts) > 1 else [None]
+        for part, ahead in zip(parts, known, strict=True):
+            last = stepping and len(done) + 1 == len(parts)
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                part = self.to_device(part)
+                look, agreed = self._accumulate(part, ahead, len(parts) * optim.batches_per_step)
+            done.append(agreed)
+        rows = gather_rows(batch["row_ids"].to(self.accelerator.device))
+        norm = self._step(rows) if stepping else None
+        self.folder.log_rows(progress.step, progress.epoch, rows)
+        self.stopwatch.pairs += len(rows)
         progress.micro_step += 1
         if stepping:
             progress.step += 1
             self.stopwatch.steps += 1
-            self._log_step(batch, look, norm, agreed)
+            self._log_step(part, look, norm, Agreed.mean(done))
         return stepping
+
+    def _accumulate(
+        self, batch: dict[str, torch.Tensor], ahead: tuple[Glance, StandIn] | None, count: int
+    ) -> tuple[Look, Agreed]:
+        """Run forward and backward of one of the `count` micro batches of a step."""
+        losses, look = self._losses(batch) if ahead is None else self._losses_ahead(batch, *ahead)
+        agreed = self._agree(losses, look.fallbacks)
+        if not agreed.finite:
+            self._stop_not_finite(gather_rows(batch["row_ids"]), agreed.losses)
+        # 3. Backward; the optimiser steps once enough micro batches are in.
+        loss = sum(weight * losses[name] for name, weight in self.task.weights.items())
+        self.accelerator.backward(loss / count)
+        # 4. What remembers: features, running means.
+        self.task.remember(batch, look, agreed.losses)
+        return look, agreed
 
     def _losses(self, batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Look]:
         """Compute the unweighted losses of this process's slice."""
@@ -244,8 +269,39 @@ class Trainer:
         # 2. Forward: all objectives in one call.
         return self.task.losses(self.model(**look.inputs)), look
 
-    def _slice(self) -> Slice:
-        return Slice(self.accelerator.process_index, self.accelerator.num_processes)
+    def _look_ahead(self, parts: list[dict[str, torch.Tensor]]) -> list[tuple[Glance, StandIn]]:
+        """Look at all micro batches of a step and contrast them as one, before the first of their forwards."""
+        glances = []
+        for number, part in enumerate(parts):
+            look = self.task.look(self.to_device(part), self.progress, self._slice(number, len(parts)))
+            with self.accelerator.autocast():
+                glances.append(Glance.at(self.student.syncmask, look))
+        return list(zip(glances, contrast_as_one(self.student, glances)))
+
+    def _losses_ahead(
+        self, batch: dict[str, torch.Tensor], glance: Glance, itc: StandIn
+    ) -> tuple[dict[str, torch.Tensor], Look]:
+        """Compute the losses of a micro batch that was looked at; its own ITC gives way to the whole step's."""
+        with draws(glance.seed, self.accelerator.device):
+            output = self.model(**glance.look.inputs, pixel_values=batch["pixel_values"])
+        whole = itc(output.image_feats, output.text_feats, self.student.syncmask.temperature_logit)
+        return self.task.losses(output) | {"itc": whole}, glance.look
+
+    def _step(self, rows: torch.Tensor) -> float:
+        """Let the optimiser step, and what follows it; return the norm of the gradients of these rows' batches."""
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.optim.max_grad_norm))
+        # fp16's scaler leaves such a step out by itself.
+        if not math.isfinite(norm) and self.accelerator.scaler is None:
+            self._stop_not_finite(rows, {"gradient norm": norm})
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        self.task.after_step(self.student)
+        return norm
+
+    def _slice(self, part: int = 0, parts: int = 1) -> Slice:
+        """A micro batch draws its noise as a process of its own would."""
+        return Slice(self.accelerator.process_index * parts + part, self.accelerator.num_processes * parts)
 
     def _agree(self, losses: dict[str, torch.Tensor], fallbacks: int) -> Agreed:
         """Share losses, signals and the clock with all processes; one small gather a batch."""
@@ -261,7 +317,7 @@ class Trainer:
     def _is_last_of_step(self) -> bool:
         """Tell whether the optimiser steps after this batch; the end of an epoch ends a step, so none is left open."""
         batch = self.sampler.consumed + 1
-        return batch % self.arguments.optim.gradient_accumulation_steps == 0 or batch == self.sampler.batches
+        return batch % self.arguments.optim.batches_per_step == 0 or batch == self.sampler.batches
 
     def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Bring a batch to this process's device, photos standardised there."""
@@ -283,6 +339,8 @@ class Trainer:
     def _log_step(self, batch: dict[str, torch.Tensor], look: Look, norm: float, agreed: Agreed):
         step = self.progress.step
         self.shown = {name: f"{value:.2f}" for name, value in agreed.losses.items()}
+        if self.stalls.share is not None:
+            self.shown["waiting"] = f"{self.stalls.share:.0%}"
         if step % self.arguments.run.log_every:
             return
         figures = {
@@ -294,12 +352,14 @@ class Trainer:
         }
         self._log("train", figures)
         self._log_times()
-        self.accelerator.log(figures, step=step)
+        self._note_waiting()
+        # Not in metrics.jsonl: a clock's reading, and its lines can be compared bit for bit.
+        self.accelerator.log(figures | {"waiting_share": self.stalls.share}, step=step)
 
     def _stop_not_finite(self, rows: torch.Tensor, figures: dict[str, float]):
         bad = ", ".join(name for name, value in figures.items() if not math.isfinite(value))
         stop_all(
-            f"{bad} is not finite in the batch after step {self.progress.step} (rows {gather_rows(rows).tolist()}); "
+            f"{bad} is not finite in the batch after step {self.progress.step} (rows {rows.tolist()}); "
             f"nothing of it is kept. Last good checkpoint: {self._last_checkpoint()}. Go on from it with --resume and "
             "a lower --learning_rate or --max_grad_norm, or with bf16 instead of fp16."
         )
