@@ -52,7 +52,7 @@ class PairScores:
 class Measured:
     """All rows: word scores (a list of (W,)) and patch scores (rows, N) by name.
 
-    `kept`: how many words of each text the tokenizer left. `peaks`: by what looks, (W,) a row, where each word looks more
+    `kept`: how many words of each text the tokenizer left. `peaks`: by what looks, (W,) a row, where a word looks more
     than others.
     """
 

@@ -131,7 +131,7 @@ def _thumbnail(photo, facts) -> Image.Image:
     if facts.problem in ("missing", "huge", "unreadable") or facts.width * facts.height > HUGE:
         return _grey(facts.problem or "huge")
     try:
-        image = to_rgb(photo) if isinstance(photo, Image.Image) else read_photo(photo, 0)
+        image = to_rgb(photo).copy() if isinstance(photo, Image.Image) else read_photo(photo, 0)
     except (UnreadablePhoto, *BROKEN):
         return _grey("unreadable")
     image.thumbnail((SIDE, SIDE))

@@ -240,6 +240,14 @@ def test_an_rgb_photo_is_not_touched(photo):
     assert photo.tobytes() == before and photo.size == (40, 30)
 
 
+def test_an_upright_rgb_photo_is_read_and_not_copied(photo, tmp_path):
+    assert to_rgb(photo) is photo
+    photo.save(tmp_path / "photo.png")
+    with Image.open(tmp_path / "photo.png") as image:
+        found = to_rgb(image)
+    assert found.tobytes() == photo.tobytes(), "the file is closed by now"
+
+
 @pytest.mark.parametrize(
     ("images", "error", "match"),
     [
