@@ -12,6 +12,8 @@ EXTRAS = {
     "export": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"],
     "openvino": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32", "openvino>=2026.4"],
 }
+# Measured beside ours by `python -m benchmarks.peers`, for the record; nothing else needs them.
+PEERS = ["faiss-cpu>=1.15", "usearch>=2.26", *EXTRAS["openvino"]]
 # Nothing is skipped for want of a package, so the tests need all of them.
 TEST = ["pytest>=9.2", "playwright>=1.65", *sorted({package for extra in EXTRAS.values() for package in extra})]
 
@@ -54,7 +56,7 @@ setup(
         "tqdm>=4.70",
         "psutil>=7.0",
     ],
-    extras_require={**EXTRAS, "test": TEST, "dev": [*TEST, "ruff>=0.17", "pre-commit>=4.0"]},
+    extras_require={**EXTRAS, "bench-peers": PEERS, "test": TEST, "dev": [*TEST, "ruff>=0.17", "pre-commit>=4.0"]},
     entry_points={"console_scripts": ["syncmask = syncmask.__main__:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

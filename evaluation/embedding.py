@@ -67,7 +67,8 @@ class Embedder:
     @torch.no_grad()
     def text_feats(self) -> np.ndarray:
         """(distinct texts, P) float32, unit length, by text id."""
-        parts = [self.model.syncmask.project_text(embeds).float().cpu() for embeds, _ in self._encoded_texts()]
+        project = self.model.syncmask.project_text
+        parts = [project(embeds, mask).float().cpu() for embeds, mask in self._encoded_texts()]
         return torch.cat(parts).numpy()
 
     @torch.no_grad()

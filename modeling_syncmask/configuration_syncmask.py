@@ -68,6 +68,7 @@ class SyncMaskConfig(PreTrainedConfig):
             tokens; its widths follow the towers where they are not given.
         mim_decoder_config (`dict` or [`SyncMaskMimDecoderConfig`], *optional*): reconstructs masked patches.
         projection_dim (`int`): size of the shared space that ITC compares in (ALBEF's 256).
+        text_pooling (`str`): what a text's vector is projected from, its `"cls"` token or the `"mean"` of all its tokens.
         mask_token_id (`int`): the tokenizer's `[MASK]`.
         initial_temperature (`float`): ITC temperature at the start, between .001 and .5.
         word_patch_alignment (`bool`): [`SyncMaskForPreTraining`] has a head that finds a text's words in photos.
@@ -100,6 +101,7 @@ class SyncMaskConfig(PreTrainedConfig):
     fusion_encoder_config: dict[str, Any] | PreTrainedConfig | None = None
     mim_decoder_config: dict[str, Any] | PreTrainedConfig | None = None
     projection_dim: int = 256
+    text_pooling: str = "cls"
     mask_token_id: int = 103
     initial_temperature: float = 0.07
     word_patch_alignment: bool = False
@@ -174,6 +176,11 @@ class SyncMaskConfig(PreTrainedConfig):
         """Refuse an initial temperature outside (.001, .5), the range of the learned one (run by `@strict`)."""
         if not 0.001 < self.initial_temperature < 0.5:
             raise ValueError(f"initial_temperature={self.initial_temperature} is not between .001 and .5 (usual: .07).")
+
+    def validate_text_pooling(self):
+        """Refuse another way to sum texts up (run by `@strict`)."""
+        if self.text_pooling not in ("cls", "mean"):
+            raise ValueError(f'text_pooling={self.text_pooling!r} is not known; set it to "cls" or "mean".')
 
     def validate_mask_token(self):
         """Refuse a mask token that the text tower has no embedding for (run by `@strict`)."""

@@ -120,7 +120,7 @@ class SyncMaskForComposedImageRetrieval(SyncMaskPreTrainedModel):
         text_embeds = self.syncmask.encode_text(input_ids, attention_mask)
         reference_feats = self.syncmask.project_image(image_embeds)
         fused_cls = self.syncmask.fuse_cls(text_embeds, attention_mask, image_embeds)
-        query = self.query_head(reference_feats, self.syncmask.project_text(text_embeds), fused_cls)
+        query = self.query_head(reference_feats, self.syncmask.project_text(text_embeds, attention_mask), fused_cls)
         return query, reference_feats, fused_cls
 
     def _contrast(self, query, image_feats, reference_feats, target_ids, reference_ids) -> torch.Tensor:

@@ -195,7 +195,7 @@ class SyncMaskForPreTraining(SyncMaskPairModel):
         text_embeds = self.syncmask.encode_text(input_ids, attention_mask)
         output = SyncMaskForPreTrainingOutput(
             image_feats=self.syncmask.project_image(image_embeds),
-            text_feats=self.syncmask.project_text(text_embeds),
+            text_feats=self.syncmask.project_text(text_embeds, attention_mask),
         )
         output.itc_loss = self.contrast(output.image_feats, output.text_feats, item_ids, text_ids, teacher)
         match_rows = masked_rows = None

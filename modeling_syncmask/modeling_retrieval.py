@@ -88,7 +88,7 @@ class SyncMaskForImageTextRetrieval(SyncMaskPairModel):
         text_embeds = self.syncmask.encode_text(input_ids, attention_mask)
         output = SyncMaskForImageTextRetrievalOutput(
             image_feats=self.syncmask.project_image(image_embeds),
-            text_feats=self.syncmask.project_text(text_embeds),
+            text_feats=self.syncmask.project_text(text_embeds, attention_mask),
         )
         output.logits_per_text = self.syncmask.compare(output.text_feats, output.image_feats)
         output.logits_per_image = output.logits_per_text.T

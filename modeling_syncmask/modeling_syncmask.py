@@ -80,7 +80,7 @@ class SyncMaskPreTrainedModel(PreTrainedModel):
             vision, text: local folders or Hub names, of the models alone or with heads; see docs/checkpoints.md for
                 their families.
             split_layer: layers of a BERT-like text model that stay in the text tower; half when None.
-            settings: `image_size`, side of the photos, and `max_position_embeddings`, rows of the text tower's table
+            settings: `text_pooling`, "mean" when not given; `image_size`, side of the photos, and `max_position_embeddings`, rows of the text tower's table
                 of positions, the checkpoints' own when not given (else positions are resized); `fusion_layers` of a new
                 fusion encoder, 6; `mask_token_id`, else the tokenizer's beside the text model; fields of
                 [`SyncMaskConfig`], its sub-configurations as {field: value} that are changed.
@@ -179,9 +179,18 @@ class SyncMaskModel(SyncMaskPreTrainedModel):
         """Project what `pool_image` gives to unit length: (B, M, Dv) -> (B, P)."""
         return nn.functional.normalize(self.vision_projection(self.pool_image(image_embeds)), dim=-1)
 
-    def project_text(self, text_embeds: torch.Tensor) -> torch.Tensor:
-        """Project [CLS] of the text tower to unit length: (B, L, D) -> (B, P)."""
-        return nn.functional.normalize(self.text_projection(text_embeds[:, 0]), dim=-1)
+    def pool_text(self, text_embeds: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Sum texts up: (B, L, D) -> (B, D), [CLS] or the mean of the real tokens, as `config.text_pooling` says."""
+        if self.config.text_pooling == "cls":
+            return text_embeds[:, 0]
+        if attention_mask is None:
+            return text_embeds.mean(dim=1)
+        real = attention_mask.unsqueeze(-1).to(text_embeds.dtype)
+        return (text_embeds * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+
+    def project_text(self, text_embeds: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Project what `pool_text` gives to unit length: (B, L, D) -> (B, P)."""
+        return nn.functional.normalize(self.text_projection(self.pool_text(text_embeds, attention_mask)), dim=-1)
 
     def compare(self, feats: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """Return cosines over the temperature, (Q, G), of features (Q, P) and (G, P), on the device of the first."""
@@ -205,7 +214,7 @@ class SyncMaskModel(SyncMaskPreTrainedModel):
         attention_mask, input_ids = text_first(attention_mask, input_ids)
         check_length(input_ids, self.text_model)
         outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        return _pooled(outputs, self.project_text(outputs.last_hidden_state))
+        return _pooled(outputs, self.project_text(outputs.last_hidden_state, attention_mask))
 
     @can_return_tuple
     def forward(

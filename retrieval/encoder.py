@@ -132,7 +132,7 @@ class Encoder:
         """Texts to vectors (n, P), see `encode_image`; a text longer than the model reads is cut (see `cut_texts`)."""
 
         def project(part):
-            return self._base.text_projection(self._text_embeds(part)[0][:, 0])
+            return self._base.text_projection(self._base.pool_text(*self._text_embeds(part)))
 
         return self._encode(project, _listed(texts, "texts"), batch_size, normalize, as_numpy)
 
@@ -229,7 +229,7 @@ class Encoder:
     def _summed(self, pairs: list[tuple[Photo, str]]) -> torch.Tensor:
         photos, texts = zip(*pairs)
         images = self._base.project_image(self._image_embeds(photos))
-        return images + self._base.project_text(self._text_embeds(texts)[0])
+        return images + self._base.project_text(*self._text_embeds(texts))
 
 
 def _model_class(config: SyncMaskConfig, home: Path | str):

@@ -119,7 +119,7 @@ def explain(
         images = model.syncmask.encode_image(_with_another(batch["pixel_values"].to(model.dtype)))
         texts = model.syncmask.encode_text(ids, mask)
         match = model.itm_logits(texts, mask, images[:1]).float().softmax(dim=-1)[0, 1]
-        similarity = model.syncmask.project_image(images[:1]) @ model.syncmask.project_text(texts).T
+        similarity = model.syncmask.project_image(images[:1]) @ model.syncmask.project_text(texts, mask).T
     maps = (model, images[:1], texts, mask, word_ids, layer)
     looks, scores = attention_maps(*maps), _word_scores(model, images, texts, ids, mask, word_ids, layer)
     kind = "evidence" if "evidence" in scores else "attention"

@@ -50,7 +50,7 @@ class TextTower(nn.Module):
     def forward(self, input_ids, attention_mask):
         """See the class."""
         text_embeds = self.base.encode_text(input_ids, attention_mask)
-        return self.base.project_text(text_embeds), text_embeds
+        return self.base.project_text(text_embeds, attention_mask), text_embeds
 
 
 class MatchingHead(nn.Module):
@@ -77,8 +77,8 @@ class QueryHead(nn.Module):
         """See the class."""
         base = self.model.syncmask
         fused_cls = base.fuse_cls(text_embeds, attention_mask, image_embeds)
-        query = self.model.query_head(base.project_image(image_embeds), base.project_text(text_embeds), fused_cls)
-        return (query,)
+        text_feats = base.project_text(text_embeds, attention_mask)
+        return (self.model.query_head(base.project_image(image_embeds), text_feats, fused_cls),)
 
 
 def graphs_of(model) -> dict[str, Graph]:

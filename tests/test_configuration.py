@@ -129,6 +129,11 @@ def test_a_mask_token_outside_the_vocabulary_is_refused():
         SyncMaskConfig.tiny(vocab_size=60)
 
 
+def test_another_pooling_of_texts_is_refused():
+    with pytest.raises(StrictDataclassClassValidationError, match="text_pooling='max'.*cls.*mean"):
+        SyncMaskConfig(text_pooling="max")
+
+
 @pytest.mark.parametrize("preset", [SyncMaskConfig.tiny, SyncMaskConfig.small, SyncMaskConfig.base])
 def test_a_misspelt_override_of_a_preset_is_refused(preset):
     with pytest.raises((TypeError, ValueError), match="vocab_sise"):

@@ -467,6 +467,28 @@ def test_the_models_still_work_inside_when_tuples_are_the_default(tiny_model, st
     assert isinstance(tiny_model.syncmask.get_image_features(inputs["pixel_values"]), tuple)
 
 
+def test_texts_pooled_by_their_mean_do_not_see_padding_and_every_caller_agrees(tiny_config, pairs, step):
+    tiny_config.text_pooling = "mean"
+    torch.manual_seed(0)
+    model = SyncMaskForPreTraining(tiny_config).eval()
+    base, mask = model.syncmask, pairs["attention_mask"]
+    with torch.no_grad():
+        tokens = base.encode_text(pairs["input_ids"], mask)
+        feats = base.get_text_features(pairs["input_ids"], mask).pooler_output
+        trained = model(**step).text_feats
+        for row in range(4):
+            length = int(mask[row].sum())
+            mean = tokens[row, :length].mean(dim=0)
+            torch.testing.assert_close(base.pool_text(tokens, mask)[row], mean)
+            wanted = torch.nn.functional.normalize(base.text_projection(mean), dim=-1)
+            torch.testing.assert_close(feats[row], wanted)
+            torch.testing.assert_close(trained[row], wanted)
+            alone = base.get_text_features(pairs["input_ids"][row : row + 1, :length]).pooler_output[0]
+            torch.testing.assert_close(alone, wanted, atol=1e-5, rtol=1e-4)
+    tiny_config.text_pooling = "cls"
+    assert not torch.allclose(base.pool_text(tokens, mask), tokens.mean(dim=1))
+
+
 def test_features_are_unit_length_and_pooled(tiny_model, inputs):
     base = tiny_model.syncmask
     whole = base(**inputs)

@@ -64,7 +64,7 @@ class MomentumTeacher:
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             image_feats=base.project_image(image_embeds).float(),
-            text_feats=base.project_text(text_embeds).float(),
+            text_feats=base.project_text(text_embeds, batch["attention_mask"]).float(),
             scores=scores,
             temperature=base.temperature.float(),
         )
