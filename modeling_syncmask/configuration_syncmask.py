@@ -68,7 +68,7 @@ class SyncMaskConfig(PreTrainedConfig):
             tokens; its widths follow the towers where they are not given.
         mim_decoder_config (`dict` or [`SyncMaskMimDecoderConfig`], *optional*): reconstructs masked patches.
         projection_dim (`int`): size of the shared space that ITC compares in (ALBEF's 256).
-        text_pooling (`str`): what a text's vector is projected from, its `"cls"` token or the `"mean"` of all its tokens.
+        text_pooling (`str`): what a text's vector is projected from, its `"cls"` token or the `"mean"` of its tokens.
         mask_token_id (`int`): the tokenizer's `[MASK]`.
         initial_temperature (`float`): ITC temperature at the start, between .001 and .5.
         word_patch_alignment (`bool`): [`SyncMaskForPreTraining`] has a head that finds a text's words in photos.

@@ -80,10 +80,10 @@ class SyncMaskPreTrainedModel(PreTrainedModel):
             vision, text: local folders or Hub names, of the models alone or with heads; see docs/checkpoints.md for
                 their families.
             split_layer: layers of a BERT-like text model that stay in the text tower; half when None.
-            settings: `text_pooling`, "mean" when not given; `image_size`, side of the photos, and `max_position_embeddings`, rows of the text tower's table
-                of positions, the checkpoints' own when not given (else positions are resized); `fusion_layers` of a new
-                fusion encoder, 6; `mask_token_id`, else the tokenizer's beside the text model; fields of
-                [`SyncMaskConfig`], its sub-configurations as {field: value} that are changed.
+            settings: `image_size`, side of the photos, and `max_position_embeddings`, rows of the text tower's table
+                of positions, the checkpoints' own when not given (else positions are resized); `text_pooling`, "mean"
+                when not given; `fusion_layers` of a new fusion encoder, 6; `mask_token_id`, else the tokenizer's beside
+                the text model; fields of [`SyncMaskConfig`], its sub-configurations as {field: value} that are changed.
 
         Raises:
             ValueError: for a checkpoint of another kind, or settings that do not fit it.
