@@ -2,7 +2,7 @@
 
 One sub-queue of 1,920 pairs against the published walk in its plain form (CPU seconds, in turns), and a whole epoch of
 260,480 pairs (FashionGen's size) with every rule on, and of more with `--rows`, against the time and the memory that
-are the target. One thread.
+are the target.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from syncmask.training.grouping import greedy_walk, plan_epoch, same_item_or_text
+from syncmask.training.grouping import greedy_walk, plan_epoch, same_item_or_text, similarities
 
-from .measure import Row, arguments, in_turns, peak_memory, print_rows, timed_row
+from .measure import Row, Times, arguments, both_times, in_turns, peak_memory, print_rows, timed_row
 
 DIM, SUB_QUEUE, BATCH, FASHIONGEN = 256, 1_920, 64, 260_480
 
@@ -79,10 +79,10 @@ def walk_row(rounds: int) -> Row:
     """The walk of one sub-queue, similarities included; both give the same order where nothing is forbidden."""
     image_feats, text_feats, ids = pairs(SUB_QUEUE, SUB_QUEUE)
     own = same_item_or_text(ids, ids)
-    start = SUB_QUEUE // 2
+    start, memory = SUB_QUEUE // 2, torch.empty(2, SUB_QUEUE**2)  # as an epoch has it, for all of its parts
 
     def ours() -> np.ndarray:
-        return greedy_walk((image_feats @ text_feats.T).numpy(), own, own, BATCH, start).order
+        return greedy_walk(similarities(image_feats, text_feats, memory), own, own, BATCH, start).order
 
     def published() -> list[int]:
         return published_walk(image_feats, text_feats, start)
@@ -90,43 +90,46 @@ def walk_row(rounds: int) -> Row:
     if ours().tolist() != published():
         raise AssertionError("the two walks differ though no pair is forbidden; their times say nothing")
     times = in_turns(ours, published, rounds=rounds)
-    return timed_row("grouping of 1,920 pairs, same order", "CPU s", *times, 5, 8)
+    return timed_row("grouping of 1,920 pairs, same order", *times, 5, 8)
 
 
-def epoch_rows(rows: int) -> list[Row]:
+def epoch_rows(rows: int, threads: int) -> list[Row]:
     """Seconds and memory of an epoch's order with every rule on, in a process of its own, against the target."""
-    command = [sys.executable, "-m", "benchmarks.grouping", "--measure_epoch", str(rows)]
+    command = [sys.executable, "-m", "benchmarks.grouping", "--measure_epoch", str(rows), "--threads", str(threads)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    seconds, gib, given = map(float, printed.split())
+    seconds, by_clock, gib, given = map(float, printed.split())
     name = f"order of an epoch of {rows:,} pairs"
     scale = rows / FASHIONGEN
     held = (
         f"peer = the floor; of the whole process, {given:.2f} GiB of it libraries, features and texts that it is given"
     )
+    about = {"at_most": True, "times": both_times(Times([seconds], [by_clock])), "notes": "peer = the floor"}
     return [
-        Row(f"{name}, time", "CPU s", seconds, scale * 12, 1.0, 0.5, at_most=True, notes="peer = the floor"),
+        Row(f"{name}, time", "CPU s", seconds, scale * 12, 1.0, 0.5, **about),
         Row(f"{name}, memory", "GiB", gib, max(1.0, scale) * 2, 1.0, 0.8, at_most=True, notes=held),
     ]
 
 
 def measure_epoch(rows: int) -> None:
-    """Print CPU seconds, peak GiB and GiB held before, of one order: 4.3 photos an item, rules 1 to 3, all grouped."""
+    """Order once, 4.3 photos an item, rules 1 to 3, all grouped.
+
+    Prints CPU seconds, seconds by the clock, peak GiB and GiB held before.
+    """
     items = round(rows / 4.3)
     image_feats, text_feats, item_ids = pairs(rows, items)
     texts = overlap_rows(items)
     # What making the data took beside the data themselves must not be the peak.
-    given, begun = peak_memory() / 2**30, time.process_time()
+    given, begun, by_clock = peak_memory() / 2**30, time.process_time(), time.perf_counter()
     plan_epoch(
         image_feats, text_feats, np.ones(rows, bool), item_ids, item_ids, texts,
         seed=0, epoch=1, batch_size=BATCH, tau=0.4, margin=0.0,
     )  # fmt: skip
-    print(time.process_time() - begun, peak_memory() / 2**30, given)
+    print(time.process_time() - begun, time.perf_counter() - by_clock, peak_memory() / 2**30, given)
 
 
-def rows(quick: bool) -> list[Row]:
-    """All rows of this benchmark, on one thread."""
-    torch.set_num_threads(1)
-    return [walk_row(5 if quick else 15), *epoch_rows(FASHIONGEN)]
+def rows(quick: bool, threads: int = 1) -> list[Row]:
+    """All rows of this benchmark."""
+    return [walk_row(15 if quick else 45), *epoch_rows(FASHIONGEN, threads)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -135,11 +138,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, help="also an epoch of so many pairs, such as 1000000")
     parser.add_argument("--measure_epoch", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    torch.set_num_threads(given.threads)
     if given.measure_epoch:
         measure_epoch(given.measure_epoch)
         return 0
-    return print_rows(rows(given.quick) + (epoch_rows(given.rows) if given.rows else []), given.json)
+    more = epoch_rows(given.rows, given.threads) if given.rows else []
+    return print_rows(rows(given.quick, given.threads) + more, given.json)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from syncmask.training.grouping import (
     not_semi_hard,
     plan_epoch,
     same_item_or_text,
+    similarities,
     too_alike,
 )
 from syncmask.training.partition import MOST_CLUSTERS, kmeans, small_clusters, split_into_parts
@@ -42,6 +43,12 @@ def group(image_feats, text_feats, item_ids, text_ids=None, text_rows=None, **se
     text_ids = item_ids if text_ids is None else text_ids
     settings = {"seed": 0, "batch_size": 8, "tau": None if text_rows is None else 0.4} | settings
     return group_batches(image_feats, text_feats, item_ids, text_ids, text_rows, **settings)
+
+
+def directions(image_feats, text_feats):
+    """In memory larger than is needed, of another part before."""
+    memory = torch.full((2, len(image_feats) ** 2 + 5), torch.nan)
+    return similarities(image_feats, text_feats, memory)
 
 
 def slow_grit_walk(image_feats, text_feats, start):
@@ -77,7 +84,7 @@ def slow_ruled_walk(similarity, rule1, rules, batch_size, start):
 def test_walk_without_rules_is_the_published_one(rows):
     image_feats, text_feats, ids = features(rows)
     nothing = same_item_or_text(ids, ids)
-    walk = greedy_walk((image_feats @ text_feats.T).numpy(), nothing, nothing, 8, start=rows // 2)
+    walk = greedy_walk(directions(image_feats, text_feats), nothing, nothing, 8, start=rows // 2)
     assert walk.order.tolist() == slow_grit_walk(image_feats, text_feats, rows // 2)
     assert (walk.fallbacks, walk.forced) == (0, 0)
 
@@ -92,10 +99,13 @@ def test_one_part_and_one_batch_is_the_published_walk():
 def test_ruled_walk_equals_the_loop(batch_size, seed):
     image_feats, text_feats, items = features(48, items=20, seed=seed)
     similarity = (image_feats @ text_feats.T).numpy()
-    rule1 = same_item_or_text(items, items)
     alike = np.random.default_rng(seed).random((48, 48)) < 0.06
+    # A quarter of the rows forbids none but itself.
+    alike[36:] = alike[:, 36:] = False
+    items[36:] = range(100, 112)
+    rule1 = same_item_or_text(items, items)
     rules = rule1 | alike | alike.T
-    walk = greedy_walk(similarity, rule1, rules, batch_size, start=5)
+    walk = greedy_walk((similarity, similarity.T), rule1, rules, batch_size, start=5)
     order, fallbacks, forced = slow_ruled_walk(similarity, rule1, rules, batch_size, 5)
     assert walk.order.tolist() == order
     assert (walk.fallbacks, walk.forced) == (fallbacks, forced)
@@ -112,7 +122,7 @@ def test_ruled_walk_equals_the_loop_where_rules_are_dense_and_fallbacks_follow_o
     for seed in range(4):
         alike = np.random.default_rng(seed).random((60, 60)) < density
         rules = rule1 | alike | alike.T
-        walk = greedy_walk(similarity, rule1, rules, 12, start=seed)
+        walk = greedy_walk((similarity, similarity.T), rule1, rules, 12, start=seed)
         assert (walk.order.tolist(), walk.fallbacks, walk.forced) == slow_ruled_walk(similarity, rule1, rules, 12, seed)
         fallbacks += walk.fallbacks
     assert fallbacks, "the case is meant to reach them"
@@ -125,12 +135,18 @@ def test_rule_1_of_large_numbers_equals_the_definition():
     assert np.array_equal(same_item_or_text(items, texts), expected)
 
 
+def test_similarities_are_the_product_and_its_transpose():
+    image_feats, text_feats, _ = features(33)
+    by_image, by_text = directions(image_feats, text_feats)
+    assert np.array_equal(by_image, (image_feats @ text_feats.T).numpy())
+    assert np.array_equal(by_text, by_image.T) and by_text.flags.c_contiguous
+
+
 def test_an_extreme_scale_revisits_no_row():
     image_feats, text_feats, ids = features(200)
-    similarity = (image_feats @ text_feats.T).numpy()
     nothing = same_item_or_text(ids, ids)
-    plain = greedy_walk(similarity, nothing, nothing, 8, 0).order
-    assert np.array_equal(greedy_walk(similarity * 1024, nothing, nothing, 8, 0).order, plain)
+    plain = greedy_walk(directions(image_feats, text_feats), nothing, nothing, 8, 0).order
+    assert np.array_equal(greedy_walk(directions(image_feats * 1024, text_feats), nothing, nothing, 8, 0).order, plain)
 
 
 def test_overlap_rule_equals_the_definition():

@@ -166,14 +166,16 @@ def group_batches(
     shuffled = rng.permutation(len(rows))
     active, tail = rows[np.sort(shuffled[:used])], rows[shuffled[used:]]
     points = mean_direction(images, texts, active)
+    parts = split_into_parts(points, batch_size, part_size, rng)
+    memory = torch.empty(2, max(map(len, parts), default=0) ** 2)
     order, fallbacks, forced = [], 0, 0
-    for part in split_into_parts(points, batch_size, part_size, rng):
+    for part in parts:
         part = active[part]
-        similarity = (images[part].float() @ texts[part].float().T).numpy()
+        directions = similarities(images[part].float(), texts[part].float(), memory)
         rule1 = same_item_or_text(item_ids[part], text_ids[part])
         rules = rule1 | too_alike(text_ids[part], text_rows, tau)
-        rules |= not_semi_hard(similarity, margin)
-        walk = greedy_walk(similarity, rule1, rules, batch_size, int(rng.integers(len(part))))
+        rules |= not_semi_hard(directions[0], margin)
+        walk = greedy_walk(directions, rule1, rules, batch_size, int(rng.integers(len(part))))
         order.append(part[walk.order])
         fallbacks, forced = fallbacks + walk.fallbacks, forced + walk.forced
     order, conflicts = finish_order(np.concatenate([*order, tail]), rows, item_ids, text_ids, batch_size, rng)
@@ -219,6 +221,25 @@ def mean_direction(images: Tensor, texts: Tensor, rows: np.ndarray) -> Tensor:
     return points
 
 
+def similarities(images: Tensor, texts: Tensor, memory: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Image i with text j, and text i with image j: the second is the first turned round, so that both are read by row.
+
+    Args:
+        images, texts: (M, D) float32.
+        memory: (2, at least M * M) float32, what the two are written to; used again by the next part, since pages that
+            are new to a process cost as much as the walk.
+
+    Returns:
+        Two (M, M) float32, views of `memory`.
+    """
+    rows = len(images)
+    by_image, by_text = (one[: rows * rows].view(rows, rows) for one in memory)
+    torch.mm(images, texts.T, out=by_image)
+    # torch turns a matrix round in blocks, a little faster than NumPy does.
+    by_text.copy_(by_image.T)
+    return by_image.numpy(), by_text.numpy()
+
+
 def same_item_or_text(item_ids: np.ndarray, text_ids: np.ndarray) -> np.ndarray:
     """Rule 1 for all pairs of rows, (M, M) bool; the diagonal is True."""
     # Ranks fit 32 bits, which compare faster than the ids' 64.
@@ -262,14 +283,16 @@ def not_semi_hard(similarity: np.ndarray, margin: float | None) -> np.ndarray | 
     return close | close.T
 
 
-def greedy_walk(similarity: np.ndarray, rule1: np.ndarray, rules: np.ndarray, batch_size: int, start: int) -> Grouping:
+def greedy_walk(
+    directions: tuple[np.ndarray, np.ndarray], rule1: np.ndarray, rules: np.ndarray, batch_size: int, start: int
+) -> Grouping:
     """Walk from row to row: to the nearest text of this row's image, to the nearest image of that row's text, ...
 
     A row may be taken if it was not taken before and no row of the batch being filled forbids it. Where no row
     may, rule 1 alone is asked, then any row that is left is taken; both are counted.
 
     Args:
-        similarity: (M, M) float32, image i with text j.
+        directions: (M, M) float32, image i with text j; and its transpose.
         rule1: (M, M) bool, symmetric, its diagonal True: a row forbids itself.
         rules: (M, M) bool, symmetric, includes `rule1`.
         batch_size: rows of a batch.
@@ -278,9 +301,8 @@ def greedy_walk(similarity: np.ndarray, rule1: np.ndarray, rules: np.ndarray, ba
     Returns:
         A Grouping of these M rows; the tail, if any, is where the walk ends.
     """
-    rows = len(similarity)
-    # torch turns a matrix round in blocks, a little faster than NumPy does.
-    directions = similarity, torch.from_numpy(similarity).T.contiguous().numpy()
+    rows = len(rules)
+    alone = (rules.sum(axis=1, dtype=np.int32) == 1).tolist()
     # Minus infinity for rows that are gone; that the rules forbid in this batch; that rule 1 alone forbids in it.
     taken, blocked, kin, scores = (np.zeros(rows, dtype=np.float32) for _ in range(4))
     order, fallbacks, forced = np.empty(rows, dtype=np.int64), 0, 0
@@ -305,7 +327,7 @@ def greedy_walk(similarity: np.ndarray, rule1: np.ndarray, rules: np.ndarray, ba
                 fallbacks, forced = fallbacks + kept, forced + (not kept)
         order[step] = current
         # By numbers: a choice by mask waits on a branch for each row, 3 times as long where a third is forbidden.
-        blocked[rules[current].nonzero()[0]] = -np.inf
+        blocked[current if alone[current] else rules[current].nonzero()[0]] = -np.inf
     return Grouping(order, fallbacks, forced, 0, rows)
 
 
