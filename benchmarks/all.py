@@ -32,7 +32,7 @@ def run(module: str, quick: bool, threads: int) -> dict:
     try:
         return json.loads(done.stdout)
     except ValueError as problem:
-        raise RuntimeError(f"benchmarks.{module} broke; its last words:\n{done.stderr[-2000:]}") from problem
+        raise RuntimeError(f"benchmarks.{module} broke, code {done.returncode}:\n{done.stderr[-2000:]}") from problem
 
 
 def whole_run(quick: bool, threads: int) -> dict:
