@@ -44,7 +44,7 @@ def rerank_rows(rounds: int) -> list[Row]:
     """Logits of 32 texts with one photo, exact and in bf16."""
     model = small_model().eval()
     inputs = draw_inputs(model, batch=TEXTS, length=LENGTH)
-    mask, first = inputs.attention_mask, torch.zeros(TEXTS, dtype=torch.long)
+    mask = inputs.attention_mask
     texts = model.syncmask.encode_text(inputs.input_ids, mask)
     photo = model.syncmask.encode_image(inputs.pixel_values[:1])
     plain = PlainStep(model, dropout=0.0)
@@ -57,10 +57,10 @@ def rerank_rows(rounds: int) -> list[Row]:
     texts_half, photo_half = texts.to(torch.bfloat16), photo.to(torch.bfloat16)
 
     def ours() -> torch.Tensor:
-        return model.itm_logits(texts, mask, photo, first)
+        return model.itm_logits(texts, mask, photo)
 
     def ours_half() -> torch.Tensor:
-        return half.itm_logits(texts_half, mask, photo_half, first)
+        return half.itm_logits(texts_half, mask, photo_half)
 
     expected = published()
     off = [float((found().float() - expected).abs().max()) for found in (ours, ours_half)]

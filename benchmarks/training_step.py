@@ -67,6 +67,11 @@ class OurStep:
 
     def __init__(self, model: SyncMaskForPreTraining, full: bool = False, bf16: bool = False, soft_target_weight=0.4):
         self.model, self.full, self.alpha = model.train(), full, soft_target_weight
+        if bf16:
+            # Here, since what it imports is no part of a step whose memory is measured.
+            from syncmask.training.build import write_out_attention
+
+            write_out_attention(model, "cpu", "bf16")
         if not full:
             model.mim_decoder = None  # ALBEF has none; nothing else asks for it
         self.teacher = MomentumTeacher(model, 0.995, model.config.mask_layer if full else None)
@@ -114,7 +119,6 @@ class OurStep:
         word_ids[:, -1] = -1
         batch = batch | {"word_ids": word_ids, "item_ids": torch.arange(size)}
         if self.masking is None:
-            # Here, since what they import is no part of a step whose memory is measured.
             from syncmask.training.arguments import PretrainingArguments
             from syncmask.training.build import mask_settings
 

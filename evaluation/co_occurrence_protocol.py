@@ -29,7 +29,7 @@ from .co_occurrence import (
     word_tallies,
 )
 from .embedding import batches
-from .measure import INSTANCE_WEIGHTS, Measured, fill_word_means, measure_rows, mixed_rows, strategies_of
+from .measure import Measured, default_weights, fill_word_means, measure_rows, mixed_rows
 from .outcomes import Outcomes, quantity_of
 from .protocols import describe_corpus, photo_names, sample_items
 from .result import Result, candidates_sha256
@@ -83,7 +83,7 @@ def co_occurrence(
     """
     _check_truth(train, test)
     if instance_weights is None:
-        instance_weights = {strategy: INSTANCE_WEIGHTS[strategy] for strategy in strategies_of(model)}
+        instance_weights = default_weights(model)
     test = test.select(sample_items(CorpusIndex.from_dataset(test).item_ids, max_rows, seed))
     item_ids = CorpusIndex.from_dataset(test).item_ids
     truth = {name: test[name] for name in TRUTH}

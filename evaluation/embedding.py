@@ -30,6 +30,29 @@ def photos(dataset, rows: np.ndarray) -> list[Image.Image]:
     return [read_photo(cell, int(row)) for cell, row in zip(cells, rows)]
 
 
+def by_photo(image_rows: np.ndarray, limit: int) -> Iterator[np.ndarray]:
+    """Split pairs so that each photo is encoded once and its keys and values serve all its texts.
+
+    Args:
+        image_rows: (n,) the photo of each pair. limit: most pairs of a part.
+
+    Returns:
+        parts (photos, pairs of each), positions in `image_rows`; those of a line have one photo, and so each photo of a
+        part has as many. A photo with more pairs than `limit` has several lines.
+
+    Example:
+        >>> [part.tolist() for part in by_photo(np.array([7, 5, 7, 9]), limit=4)]
+        [[[1], [3]], [[0, 2]]]
+    """
+    order = np.argsort(image_rows, kind="stable")
+    runs = np.split(order, np.flatnonzero(np.diff(image_rows[order])) + 1)
+    lines = [run[start : start + limit] for run in runs for start in range(0, len(run), limit)]
+    for count in sorted({len(line) for line in lines}):
+        alike = np.stack([line for line in lines if len(line) == count])
+        step = limit // count
+        yield from (alike[start : start + step] for start in range(0, len(alike), step))
+
+
 class Embedder:
     """Features of a corpus's photos and distinct texts, and matching scores of any pairs of them.
 
@@ -76,20 +99,12 @@ class Embedder:
         """Logit of match less logit of no match (n,) for pairs of photos and texts, given by row and text id."""
         embeds, mask = self._text_embeds()
         scores = np.empty(len(image_rows), dtype=np.float64)
-        order = np.argsort(image_rows, kind="stable")
-        # Pairs sorted by photo: each photo is encoded once and its keys and values serve all its texts.
-        for part in np.array_split(order, -(-len(order) // (4 * self.batch_size))):
-            rows, image_index = np.unique(image_rows[part], return_inverse=True)
-            image_embeds = self._image_embeds(rows)
-            texts = torch.from_numpy(text_ids[part]).to(embeds.device)
+        for pairs in by_photo(image_rows, 4 * self.batch_size):
+            texts = torch.from_numpy(text_ids[pairs].ravel()).to(embeds.device)
             longest = int(mask[texts].sum(dim=1).max())
-            logits = self.model.itm_logits(
-                embeds[texts, :longest],
-                mask[texts, :longest],
-                image_embeds,
-                torch.from_numpy(image_index).to(embeds.device),
-            )
-            scores[part] = (logits[:, 1] - logits[:, 0]).double().cpu().numpy()
+            image_embeds = self._image_embeds(image_rows[pairs[:, 0]])
+            logits = self.model.itm_logits(embeds[texts, :longest], mask[texts, :longest], image_embeds)
+            scores[pairs] = (logits[:, 1] - logits[:, 0]).double().cpu().numpy().reshape(pairs.shape)
         return scores
 
     def _image_embeds(self, rows: np.ndarray) -> torch.Tensor:

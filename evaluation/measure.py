@@ -22,7 +22,7 @@ from syncmask.masks import (
     valid_words,
     word_attention,
 )
-from syncmask.scores import aligned_patches, attention_scores, word_alignment, word_evidence
+from syncmask.scores import attention_scores, word_alignment, word_evidence
 from syncmask.word_scores import WordScores
 
 from .co_occurrence import PATCH_RATE, WORD_RATE
@@ -99,15 +99,15 @@ def score_pairs(
         evidence = word_evidence(teacher, images, own, other, ids, mask, word_ids)
         scores["evidence"] = standardise(evidence, valid)
     if "alignment" in strategies:
-        scores["alignment"] = standardise(word_alignment(teacher, images, ids, word_ids), valid)
-        looks["alignment"] = aligned_patches(teacher, images, ids, word_ids)
+        alignment, looks["alignment"] = word_alignment(teacher, images, ids, word_ids)
+        scores["alignment"] = standardise(alignment, valid)
     return PairScores(valid, scores, looks)
 
 
-def strategies_of(model) -> tuple[str, ...]:
-    """The mask strategies whose scores a model has the heads for."""
+def default_weights(model) -> dict[str, float]:
+    """`INSTANCE_WEIGHTS` of the mask strategies whose scores a model has the heads for."""
     aligns = getattr(model, "word_patch_head", None) is not None
-    return tuple(strategy for strategy in INSTANCE_WEIGHTS if strategy != "alignment" or aligns)
+    return {name: weight for name, weight in INSTANCE_WEIGHTS.items() if name != "alignment" or aligns}
 
 
 def other_rows(item_ids: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -62,17 +62,28 @@ class SyncMaskAttention(nn.Module):
         key_index: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend: hidden_states (R, Q, D), key_states (B, M, E), key_index (R,) the row each query row attends to.
+        """Attend: hidden_states (R, Q, D) to key_states (B, M, E); `key_index` (n,) is what the last n rows attend to.
 
-        Keys and values are projected once for each of the B rows and then picked, not once for each of the R rows.
+        The R - n rows before them are shared out evenly: the first few attend to the first of B, and so on. Keys and
+        values are projected once for each of the B rows, not once for each of the R, and copied for the n rows alone.
         """
-        query, key, value = (
-            self._heads(self.query(hidden_states)),
-            self._heads(self.key(key_states)),
-            self._heads(self.value(key_states)),
-        )
-        if key_index is not None:
-            key, value = key[key_index], value[key_index]
+        query, key, value = self.query(hidden_states), self.key(key_states), self.value(key_states)
+        picked = 0 if key_index is None else key_index.shape[0]  # not len(), which a traced graph takes for a constant
+        if picked == 0:
+            return self._attend(query, key, value, attention_mask, **kwargs)
+        own, other = query.split([query.shape[0] - picked, picked])
+        keys = key.index_select(0, key_index), value.index_select(0, key_index)
+        output, weights = self._attend(other, *keys, attention_mask, **kwargs)
+        if own.shape[0] == 0:
+            return output, weights
+        return torch.cat([self._attend(own, key, value, attention_mask, **kwargs)[0], output]), None
+
+    def _attend(self, query, key, value, attention_mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Projected states (R, Q, D), (B, M, D), (B, M, D) -> (R, Q, D): R / B rows are one long row of queries."""
+        shape = query.shape
+        if query.shape[0] != key.shape[0]:
+            query = query.reshape(key.shape[0], -1, query.shape[-1])
+        query, key, value = self._heads(query), self._heads(key), self._heads(value)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -80,7 +91,7 @@ class SyncMaskAttention(nn.Module):
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        return output.reshape(*hidden_states.shape[:-1], -1), weights
+        return output.reshape(shape), weights
 
     def scores(self, hidden_states: torch.Tensor, key_states: torch.Tensor) -> torch.Tensor:
         """Return the raw scaled scores (R, H, Q, M) before any softmax."""
@@ -179,7 +190,14 @@ class SyncMaskFusionPreTrainedModel(PreTrainedModel):
         """Pass (R, L, D) through `layers`; with `query_positions` (R, Q) each of them must be the last.
 
         attention_mask (R, L) and encoder_attention_mask (R, M): 1 = real token, 0 = padding.
+
+        Raises:
+            ValueError: the rows that `encoder_index` says nothing of cannot be shared out evenly to the B others.
         """
+        rows = hidden_states.shape[0] - (0 if encoder_index is None else encoder_index.shape[0])
+        others = encoder_hidden_states.shape[0]
+        if rows % others:
+            raise ValueError(f"{rows} rows for {others} others; wanted as many for each of them, or an index.")
         queries = hidden_states if query_positions is None else take_positions(hidden_states, query_positions)
         own_mask = self._mask(queries, attention_mask, hidden_states)
         other_mask = self._mask(queries, encoder_attention_mask, encoder_hidden_states)
@@ -225,7 +243,7 @@ class SyncMaskFusionEncoder(SyncMaskFusionPreTrainedModel):
         encoder_index: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithCrossAttentions:
-        """Fuse: inputs_embeds (R, L, D), encoder_hidden_states (B, M, E), encoder_index (R,) -> (R, L, D)."""
+        """Fuse: inputs_embeds (R, L, D), encoder_hidden_states (B, M, E), encoder_index (n,) -> (R, L, D)."""
         fused = self.run_layers(
             self.layers,
             inputs_embeds,

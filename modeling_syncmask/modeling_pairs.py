@@ -45,27 +45,42 @@ class Teacher:
 
 @dataclass
 class FusionRows:
-    """Rows for the fusion encoder: a text and the photo of the batch that it attends to.
+    """Texts for the fusion encoder, each to see its own photo or another one.
 
     Args:
-        text_embeds: (R, L, D). attention_mask: (R, L). image_index: (R,), rows of the batch's photos.
+        text_embeds: (R, L, D). attention_mask: (R, L).
+        asked: (R, L) bool, the tokens that are wanted of the last layer.
+        image_index: (n,), the photos that the last n rows see; the rows before see their own.
     """
 
     text_embeds: torch.Tensor
     attention_mask: torch.Tensor
-    image_index: torch.Tensor
+    asked: torch.Tensor
+    image_index: torch.Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.image_index)
 
-    @classmethod
-    def join(cls, parts: list["FusionRows"]) -> "FusionRows":
-        """Put rows one after the other."""
-        return cls(
-            torch.cat([part.text_embeds for part in parts]),
-            torch.cat([part.attention_mask for part in parts]),
-            torch.cat([part.image_index for part in parts]),
-        )
+def weave(parts: list[FusionRows]) -> FusionRows:
+    """Join parts of B rows each: those that see their own photos photo by photo, then those that see others.
+
+    In this order own photos' keys and values need not be copied (see `SyncMaskModel.fuse`).
+    """
+    own = [part for part in parts if part.image_index is None]
+    others = [part for part in parts if part.image_index is not None]
+
+    def joined(name: str) -> torch.Tensor:
+        by_photo = torch.stack([getattr(part, name) for part in own], dim=1).flatten(0, 1)
+        return torch.cat([by_photo, *(getattr(part, name) for part in others)])
+
+    index = torch.cat([part.image_index for part in others]) if others else None
+    return FusionRows(joined("text_embeds"), joined("attention_mask"), joined("asked"), index)
+
+
+def unweave(states: torch.Tensor, parts: list[FusionRows]) -> list[torch.Tensor]:
+    """Cut what came of woven rows (R, ...) into the parts (B, ...) again."""
+    size, kinds = len(parts[0].text_embeds), sum(part.image_index is None for part in parts)
+    own = iter(states[: kinds * size].unflatten(0, (size, kinds)).unbind(1))
+    others = iter(states[kinds * size :].split(size))
+    return [next(own if part.image_index is None else others) for part in parts]
 
 
 class SyncMaskPairModel(SyncMaskPreTrainedModel):
@@ -77,7 +92,11 @@ class SyncMaskPairModel(SyncMaskPreTrainedModel):
         self.itm_head = nn.Linear(config.text_config.hidden_size, 2)
 
     def itm_logits(self, text_embeds, attention_mask, image_embeds, image_index=None) -> torch.Tensor:
-        """Match texts (R, L, D) with photos image_embeds[image_index]: (R, 2), column 1 = match."""
+        """Match texts (R, L, D) with photos (B, M, Dv): (R, 2), column 1 = match.
+
+        The last n rows see the photos `image_index` (n,); those before are shared out evenly, the first few to the
+        first photo, and so on.
+        """
         return self.itm_head(self.syncmask.fuse_cls(text_embeds, attention_mask, image_embeds, image_index))
 
     def contrast(self, image_feats, text_feats, item_ids, text_ids, teacher: Teacher) -> torch.Tensor:
@@ -96,15 +115,16 @@ def with_negatives(
     attention_mask: torch.Tensor,
     negative_image_index: torch.Tensor,
     negative_text_index: torch.Tensor,
-) -> FusionRows:
-    """Return 3B rows for ITM: the pairs, each text with its negative photo, each photo with its negative text."""
-    own = torch.arange(text_embeds.shape[0], device=text_embeds.device)
+) -> list[FusionRows]:
+    """Return ITM's rows, B each: the pairs, each text with its negative photo, each photo with its negative text."""
     other_image, other_text = negative_image_index.clamp(min=0), negative_text_index.clamp(min=0)
-    return FusionRows(
-        torch.cat([text_embeds, text_embeds, text_embeds[other_text]]),
-        torch.cat([attention_mask, attention_mask, attention_mask[other_text]]),
-        torch.cat([own, other_image, own]),
-    )
+    cls = torch.zeros_like(attention_mask, dtype=torch.bool)
+    cls[:, 0] = True
+    return [
+        FusionRows(text_embeds, attention_mask, cls),
+        FusionRows(text_embeds, attention_mask, cls, other_image),
+        FusionRows(text_embeds[other_text], attention_mask[other_text], cls),
+    ]
 
 
 def negatives_itm_loss(

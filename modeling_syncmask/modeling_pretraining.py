@@ -10,7 +10,16 @@ from .fusion import SyncMaskMimDecoder, take_positions
 from .inputs import check_pairs, text_first
 from .losses import mim_loss, mlm_loss, wpa_loss
 from .masks import hidden_positions, split_patches
-from .modeling_pairs import FusionRows, SyncMaskPairModel, Teacher, check_together, negatives_itm_loss, with_negatives
+from .modeling_pairs import (
+    FusionRows,
+    SyncMaskPairModel,
+    Teacher,
+    check_together,
+    negatives_itm_loss,
+    unweave,
+    weave,
+    with_negatives,
+)
 from .outputs import SyncMaskForPreTrainingOutput
 from .towers import patchify
 
@@ -125,31 +134,21 @@ class SyncMaskForPreTraining(SyncMaskPairModel):
         return take_positions(self.patchify(pixel_values), hidden)
 
     def word_fits(self, image_embeds: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        """Return how well tokens (U,) fit the photos (B, prefix + N, Dv), each by its best patch: (B, U).
+        """Return how well tokens (U,) fit each patch of the photos (B, prefix + N, Dv): (B, N, U).
 
-        To be compared between photos, not between tokens: each token has a level of its own.
-
-        Raises:
-            ValueError: where the model has no such head.
-        """
-        return (self._patches_as_words(image_embeds) @ self.syncmask.get_input_embeddings()(token_ids).T).amax(dim=1)
-
-    def word_maps(self, image_embeds: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        """Return how well each token of a text (B, L) fits each patch of its own photo: (B, L, N).
+        A photo fits a token as its best patch does. To be compared between photos or patches, not between tokens: each
+        token has a level of its own.
 
         Raises:
             ValueError: where the model has no such head.
         """
-        tokens = self.syncmask.get_input_embeddings()(input_ids)
-        return tokens @ self._patches_as_words(image_embeds).transpose(1, 2)
-
-    def _patches_as_words(self, image_embeds: torch.Tensor) -> torch.Tensor:
         if self.word_patch_head is None:
             raise ValueError(
                 "this model does not align words with patches: its config says word_patch_alignment=False; train it "
                 "with wpa_weight above 0."
             )
-        return self.word_patch_head(image_embeds[:, self.syncmask.num_prefix_tokens :])
+        patches = self.word_patch_head(image_embeds[:, self.syncmask.num_prefix_tokens :])
+        return patches @ self.syncmask.get_input_embeddings()(token_ids).T
 
     @can_return_tuple
     def forward(
@@ -192,21 +191,21 @@ class SyncMaskForPreTraining(SyncMaskPairModel):
             attention_mask, input_ids, text_mask, masked_input_ids
         )
         image_embeds = self.syncmask.encode_image(pixel_values)
-        text_embeds = self.syncmask.encode_text(input_ids, attention_mask)
+        text_embeds, masked_embeds = self._encode_texts(input_ids, attention_mask, text_mask, masked_input_ids)
         output = SyncMaskForPreTrainingOutput(
             image_feats=self.syncmask.project_image(image_embeds),
             text_feats=self.syncmask.project_text(text_embeds, attention_mask),
         )
         output.itc_loss = self.contrast(output.image_feats, output.text_feats, item_ids, text_ids, teacher)
-        match_rows = masked_rows = None
+        match_rows, masked_rows = [], []
         if negative_image_index is not None:
             match_rows = with_negatives(text_embeds, attention_mask, negative_image_index, negative_text_index)
         if text_mask is not None:
-            masked_rows = self._masked_rows(input_ids, attention_mask, text_mask, masked_input_ids)
-        output.itm_logits, output.mlm_logits = self._fused_logits(image_embeds, match_rows, masked_rows, text_mask)
-        if match_rows is not None:
+            masked_rows = [FusionRows(masked_embeds, attention_mask, text_mask)]
+        output.itm_logits, output.mlm_logits = self._fused_logits(image_embeds, match_rows, masked_rows)
+        if match_rows:
             output.itm_loss = negatives_itm_loss(output.itm_logits, negative_image_index, negative_text_index)
-        if masked_rows is not None:
+        if masked_rows:
             targets = input_ids[text_mask]
             output.mlm_loss = mlm_loss(output.mlm_logits, targets, teacher_mlm_logits, soft_target_weight)
         if patch_mask is not None:
@@ -223,36 +222,37 @@ class SyncMaskForPreTraining(SyncMaskPairModel):
         token_ids, place = input_ids.unique(return_inverse=True)
         real = attention_mask.long()
         counts = real.new_zeros(len(input_ids), len(token_ids)).scatter_add(1, place, real)
-        return wpa_loss(self.word_fits(image_embeds, token_ids), counts > 0)
+        return wpa_loss(self.word_fits(image_embeds, token_ids).amax(dim=1), counts > 0)
 
-    def _masked_rows(self, input_ids, attention_mask, text_mask, masked_input_ids) -> FusionRows:
-        """Encode the masked texts, each to see its own photo."""
+    def _encode_texts(self, input_ids, attention_mask, text_mask, masked_input_ids):
+        """Encode texts and, where tokens are hidden, their masked versions: (B, L, D), and (B, L, D) or None.
+
+        As one batch, since the gradient of the token embeddings is as large as their table, and so is made once.
+        """
+        if text_mask is None:
+            return self.syncmask.encode_text(input_ids, attention_mask), None
         if masked_input_ids is None:
             masked_input_ids = input_ids.masked_fill(text_mask, self.config.mask_token_id)
-        own = torch.arange(input_ids.shape[0], device=input_ids.device)
-        return FusionRows(self.syncmask.encode_text(masked_input_ids, attention_mask), attention_mask, own)
+        both = torch.cat([input_ids, masked_input_ids])
+        return self.syncmask.encode_text(both, attention_mask.repeat(2, 1)).chunk(2)
 
-    def _fused_logits(self, image_embeds, match_rows: FusionRows | None, masked_rows: FusionRows | None, text_mask):
+    def _fused_logits(self, image_embeds, match_rows: list[FusionRows], masked_rows: list[FusionRows]):
         """Return the logits of ITM (3B, 2) and of MLM (M, V): all 4B rows go through the fusion encoder as one batch.
 
         A photo's keys and values are projected once; the last layer is run for [CLS] of the ITM rows and for the hidden
         tokens of the MLM rows alone.
         """
-        parts = [rows for rows in (match_rows, masked_rows) if rows is not None]
+        parts = [*match_rows, *masked_rows]
         if not parts:
             return None, None
-        rows = FusionRows.join(parts)
+        rows = weave(parts)
+        positions, real = hidden_positions(rows.asked)
+        seen = (rows.attention_mask, image_embeds, rows.image_index)
         fusion = self.syncmask.fusion_encoder
-        hidden = fusion.lower(rows.text_embeds, rows.attention_mask, image_embeds, rows.image_index)
-        pairs, itm_logits, mlm_logits = 0, None, None
-        if match_rows is not None:
-            pairs = len(match_rows)
-            cls = fusion.last_cls(hidden[:pairs], match_rows.attention_mask, image_embeds, match_rows.image_index)
-            itm_logits = self.itm_head(cls)
-        if masked_rows is not None:
-            positions, real = hidden_positions(text_mask)
-            fused = fusion.last(hidden[pairs:], masked_rows.attention_mask, image_embeds, None, positions)
-            mlm_logits = self.mlm_head(fused[real])
+        fused = fusion.last(fusion.lower(rows.text_embeds, *seen), *seen, positions)
+        fused, real = unweave(fused, parts), unweave(real, parts)
+        itm_logits = self.itm_head(torch.cat(fused[:3])[:, 0]) if match_rows else None
+        mlm_logits = self.mlm_head(fused[-1][real[-1]]) if masked_rows else None
         return itm_logits, mlm_logits
 
 

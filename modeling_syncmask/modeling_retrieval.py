@@ -6,7 +6,15 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_syncmask import SyncMaskConfig
 from .inputs import text_first
-from .modeling_pairs import SyncMaskPairModel, Teacher, check_together, negatives_itm_loss, with_negatives
+from .modeling_pairs import (
+    SyncMaskPairModel,
+    Teacher,
+    check_together,
+    negatives_itm_loss,
+    unweave,
+    weave,
+    with_negatives,
+)
 from .outputs import SyncMaskForImageTextRetrievalOutput
 
 
@@ -93,8 +101,10 @@ class SyncMaskForImageTextRetrieval(SyncMaskPairModel):
         output.logits_per_text = self.syncmask.compare(output.text_feats, output.image_feats)
         output.logits_per_image = output.logits_per_text.T
         if negative_image_index is not None:
-            rows = with_negatives(text_embeds, attention_mask, negative_image_index, negative_text_index)
-            output.itm_logits = self.itm_logits(rows.text_embeds, rows.attention_mask, image_embeds, rows.image_index)
+            parts = with_negatives(text_embeds, attention_mask, negative_image_index, negative_text_index)
+            rows = weave(parts)
+            logits = self.itm_logits(rows.text_embeds, rows.attention_mask, image_embeds, rows.image_index)
+            output.itm_logits = torch.cat(unweave(logits, parts))
         elif paired:
             output.itm_logits = self.itm_logits(text_embeds, attention_mask, image_embeds)
         if return_loss:

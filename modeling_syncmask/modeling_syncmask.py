@@ -161,7 +161,11 @@ class SyncMaskModel(SyncMaskPreTrainedModel):
         image_embeds: torch.Tensor,
         image_index: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Let texts attend to photos: (R, L, D), (B, M, Dv) -> (R, L, D); row r sees photo image_index[r], or r."""
+        """Let texts attend to photos: (R, L, D), (B, M, Dv) -> (R, L, D).
+
+        The last n rows see the photos `image_index` (n,); those before are shared out evenly, the first few to the
+        first photo, and so on.
+        """
         return self.fusion_encoder(
             text_embeds, attention_mask, encoder_hidden_states=image_embeds, encoder_index=image_index
         ).last_hidden_state

@@ -199,4 +199,9 @@ def normalise(pixel_values: torch.Tensor, mean: Sequence[float], std: Sequence[f
         [1.0, 1.0, 1.0]
     """
     mean, std = (torch.tensor(tuple(x), device=pixel_values.device).view(3, 1, 1) for x in (mean, std))
-    return pixel_values.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
+    if pixel_values.device.type == "cpu":
+        # NumPy asks for huge pages and torch does not: small ones that are new cost more than a pass over the batch.
+        pixels = torch.from_numpy(np.empty(pixel_values.shape, dtype=np.float32)).copy_(pixel_values)
+    else:
+        pixels = pixel_values.to(torch.float32, copy=True)
+    return pixels.div_(255).sub_(mean).div_(std)

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize as to_unit_length
 
 import syncmask
 from syncmask import SyncMaskConfig, SyncMaskProcessor
+from syncmask.evaluation.embedding import by_photo
 from syncmask.evaluation.loading import model_folder
 
 Photo = Image.Image | str | os.PathLike | bytes
@@ -174,22 +175,13 @@ class Encoder:
         pairs = _paired(photos, texts)
         photo_keys = [photo if isinstance(photo, (str, os.PathLike)) else id(photo) for photo, _ in pairs]
         scores = np.empty(len(pairs), dtype=np.float32)
-        order = sorted(range(len(pairs)), key=lambda row: str(photo_keys[row]))
-        for start in range(0, len(order), 4 * batch_size):
-            rows = order[start : start + 4 * batch_size]
-            image_of = _number([photo_keys[row] for row in rows])
-            text_of = _number([pairs[row][1] for row in rows])
-            images = torch.cat(
-                [
-                    self._image_embeds(part)
-                    for part in _parts(_firsts([pairs[r][0] for r in rows], image_of), batch_size)
-                ]
-            )
-            embeds, mask = self._text_embeds(_firsts([pairs[r][1] for r in rows], text_of))
-            logits = self.model.itm_logits(
-                embeds[text_of], mask[text_of], images, torch.tensor(image_of).to(self.device)
-            )
-            scores[rows] = (logits[:, 1] - logits[:, 0]).float().cpu().numpy()
+        for rows in by_photo(np.array(_number(photo_keys), dtype=np.int64), 4 * batch_size):
+            images = [self._image_embeds(part) for part in _parts([pairs[row][0] for row in rows[:, 0]], batch_size)]
+            texts = [pairs[row][1] for row in rows.ravel()]
+            text_of = _number(texts)
+            embeds, mask = self._text_embeds(_firsts(texts, text_of))
+            logits = self.model.itm_logits(embeds[text_of], mask[text_of], torch.cat(images))
+            scores[rows] = (logits[:, 1] - logits[:, 0]).float().cpu().numpy().reshape(rows.shape)
         return scores
 
     def cut_texts(self, texts: Sequence[str]) -> list[int]:

@@ -107,7 +107,7 @@ def test_a_photo_in_many_rows_is_encoded_once(encoder, photos, monkeypatch):
         lambda self, pixels, **kw: (seen.append(len(pixels)), real(self, pixels, **kw))[1],
     )
     encoder.match([photos[0]] * 20 + [photos[1]], ["red", "blue", "hat"] * 7)
-    assert seen == [2]
+    assert sum(seen) == 2
 
 
 def test_what_is_wrong_is_told(encoder, photos):

@@ -148,6 +148,7 @@ def test_padded_batches_equal_single_rows(encoder, client):
         np.testing.assert_allclose(logit[0], logits[row], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_query_head_is_exported_and_a_model_without_matching_head_says_so(
     encoder, processor, garments, folder, tmp_path, monkeypatch
 ):

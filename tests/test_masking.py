@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from syncmask.masks import attention_word_scores, blend, relative_patch_scores, standardise, valid_words, word_attention
-from syncmask.scores import aligned_patches, attention_scores, word_alignment, word_evidence
+from syncmask.scores import attention_scores, word_alignment, word_evidence
 from syncmask.training.masking import (
     DEFAULT_INSTANCE_WEIGHT,
     Masking,
@@ -270,8 +270,7 @@ def test_strategies_are_their_formulas(masking_of, teacher, pairs, strategy):
         raw = attention_word_scores(seen.scores, pairs["attention_mask"], pairs["word_ids"])
         looks = word_attention(seen.scores, pairs["word_ids"])
     else:
-        about = (teacher.model, seen.image_embeds, pairs["input_ids"], pairs["word_ids"])
-        raw, looks = word_alignment(*about), aligned_patches(*about)
+        raw, looks = word_alignment(teacher.model, seen.image_embeds, pairs["input_ids"], pairs["word_ids"])
     scores = standardise(raw, valid)
     means = WordScores(masking.word_scores.vocabulary)
     rows = means.rows(pairs["input_ids"], pairs["word_ids"])

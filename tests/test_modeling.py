@@ -281,6 +281,26 @@ def test_padding_changes_no_term(tiny_model, step):
         torch.testing.assert_close(long[term], short[term], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_rows_of_one_photo_share_its_keys_without_an_index(tiny_model, step, implementation):
+    tiny_model.set_attn_implementation(implementation)
+    base = tiny_model.syncmask
+    images = base.encode_image(step["pixel_values"])[:2].detach().requires_grad_()
+    texts = base.encode_text(step["input_ids"], step["attention_mask"]).detach()
+    index = torch.tensor([0, 0, 1, 1])
+    found, gradients = [], []
+    for given in (None, index):
+        found.append(base.fuse(texts, step["attention_mask"], images, given))
+        gradients.append(torch.autograd.grad(found[-1].square().sum(), images)[0])
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+    mixed = base.fuse(texts, step["attention_mask"], images, index[-2:])  # the first two rows see a photo each
+    whole = base.fuse(texts, step["attention_mask"], images, torch.tensor([0, 1, 1, 1]))
+    torch.testing.assert_close(mixed, whole, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="4 rows for 3 others"):
+        base.fuse(texts, step["attention_mask"], images[[0, 1, 1]])
+
+
 # --------------------------------------------------------------------------------------------------- parts of a step
 
 

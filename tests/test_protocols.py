@@ -16,7 +16,7 @@ from syncmask.evaluation import measure
 from syncmask.evaluation.cli import app
 from syncmask.evaluation.co_occurrence_protocol import co_occurrence, mim_errors
 from syncmask.evaluation.compare import SAME, compare
-from syncmask.evaluation.embedding import Embedder, batches
+from syncmask.evaluation.embedding import Embedder, batches, by_photo
 from syncmask.evaluation.loading import load_checkpoint
 from syncmask.evaluation.protocols import items, retrieval_metrics, sample_items
 from syncmask.evaluation.reporting import report_run
@@ -328,6 +328,17 @@ def test_other_rows_are_of_other_items():
 def test_mixed_rows_are_a_partition_without_a_tiny_tail():
     parts = measure.mixed_rows(65, 64, seed=0)
     assert sorted(np.concatenate(parts)) == list(range(65)) and [len(part) for part in parts] == [33, 32]
+
+
+@pytest.mark.parametrize("pairs, limit", [(0, 4), (1, 4), (50, 1), (50, 7), (200, 64)])
+def test_pairs_are_split_by_photo_each_once_and_evenly(pairs, limit):
+    image_rows = np.random.default_rng(pairs + limit).integers(0, 13, pairs) ** 2
+    parts = list(by_photo(image_rows, limit))
+    assert all(part.size <= limit for part in parts)
+    assert all((image_rows[part] == image_rows[part[:, :1]]).all() for part in parts)
+    assert sorted(np.concatenate([part.ravel() for part in parts]) if parts else []) == list(range(pairs))
+    whole = sum(len(part) for part in parts)  # photos that are encoded
+    assert whole == sum(-(-count // limit) for count in np.unique(image_rows, return_counts=True)[1])
 
 
 def test_embedder_agrees_with_the_model_on_single_pairs(model, processor, garments):

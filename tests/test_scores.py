@@ -160,17 +160,19 @@ def aligning(tiny_model):
 
 def test_alignment_equals_one_word_photo_and_patch_at_a_time(aligning, pairs, seen):
     head, embeddings = aligning.word_patch_head, aligning.get_input_embeddings().weight.detach()
-    fast = word_alignment(aligning, seen[0], pairs["input_ids"], pairs["word_ids"])
+    fast, looked = word_alignment(aligning, seen[0], pairs["input_ids"], pairs["word_ids"])
     with torch.no_grad():
         looks = [[head.dense(head.norm(patch)) for patch in photo[1:]] for photo in seen[0]]
     for row, words in enumerate(pairs["word_ids"].tolist()):
         for word in range(max(words) + 1):
-            scores = []
+            scores, maps = [], []
             for piece in (pairs["input_ids"][row, place] for place, one in enumerate(words) if one == word):
                 fits = [max(float(look @ embeddings[piece]) for look in photo) for photo in looks]
                 scores.append(fits[row] - math.log(sum(map(math.exp, fits)) / 4))
+                maps.append(torch.stack([look @ embeddings[piece] for look in looks[row]]).softmax(0))
             assert fast[row, word].item() == pytest.approx(sum(scores) / len(scores), abs=1e-4)
-        assert not fast[row, max(words) + 1 :].any()
+            torch.testing.assert_close(looked[row, word], sum(maps) / len(maps), atol=1e-5, rtol=1e-3)
+        assert not fast[row, max(words) + 1 :].any() and not looked[row, max(words) + 1 :].any()
     assert fast.std() > 0.01 and not fast.requires_grad
 
 

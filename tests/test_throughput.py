@@ -9,6 +9,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from syncmask import SyncMaskConfig, SyncMaskForPreTraining
 from syncmask.training import build, launch, pretrain
@@ -207,10 +208,28 @@ def another_precision():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.parametrize(
+    "device, precision, side, attention",
+    [
+        ("cpu", "bf16", 32, "eager"),
+        ("cpu", "bf16", 160, "sdpa"),
+        ("cpu", "no", 32, "sdpa"),
+        ("cuda", "bf16", 32, "sdpa"),
+    ],
+)
+def test_attention_is_written_out_in_bf16_on_the_cpu_alone(device, precision, side, attention):
+    model = SyncMaskForPreTraining(SyncMaskConfig.tiny(**(PLAIN | {"image_size": side})))
+    build.write_out_attention(model, device, precision)
+    parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+    assert {part.config._attn_implementation for part in parts} == {attention}
+
+
 @pytest.mark.slow
-def test_bf16_trains_on_the_cpu(tmp_path, another_precision):
+def test_bf16_trains_on_the_cpu(tmp_path, another_precision, monkeypatch):
     plain = steps_of(train(tmp_path / "plain"))
     another_precision(reset_partial_state=True)
+    # Student and teacher both write attention out there.
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", None)
     half = steps_of(train(tmp_path / "bf16", "--mixed_precision", "bf16"))
     for name in ("itc", "itm", "mlm", "mim"):
         assert half[0][name] == pytest.approx(plain[0][name], rel=0.05), name

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from syncmask.inputs import text_first
 from syncmask.modeling_pairs import SyncMaskPairModel, Teacher
 from syncmask.modeling_syncmask import SyncMaskModel
 
@@ -43,10 +44,14 @@ class Glance:
         """Project the photos and texts that a task has looked at."""
         seed = int(torch.randint(2**63 - 1, ()))
         pixels = look.inputs["pixel_values"]
-        # Photos first, as in the models' forward: both draw their dropout in this order.
+        names = ("attention_mask", "input_ids", "masked_input_ids")
+        mask, ids, masked = text_first(*(look.inputs.get(name) for name in names))
+        given = [ids] if masked is None else [ids, masked]
+        # Photos first, and masked texts in one batch with the others, as in the models' forward: it draws dropout so.
         with torch.no_grad(), draws(seed, pixels.device):
-            images = base.get_image_features(pixels).pooler_output
-            texts = base.get_text_features(look.inputs["input_ids"], look.inputs["attention_mask"]).pooler_output
+            images = base.project_image(base.encode_image(pixels))
+            tokens = base.encode_text(torch.cat(given), mask.repeat(len(given), 1))
+            texts = base.project_text(tokens[: len(ids)], mask)
         return cls(without_activations(look), seed, images.float(), texts.float())
 
 

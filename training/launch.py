@@ -22,7 +22,7 @@ from syncmask.evaluation.result import library_versions
 from syncmask.processing.corpus import corpus_of_run, fingerprint, source_kind, source_of_run
 
 from .arguments import ModelArguments, TrainArguments
-from .build import checkpoint_activations, compile_layers
+from .build import checkpoint_activations, compile_layers, write_out_attention
 from .estimate import estimate
 from .faults import RunStopped, explain, report
 from .finish import split_sizes, write_summary
@@ -214,6 +214,7 @@ def build_trainer(
     )
     total_steps = optim.epochs * -(-sampler.batches // optim.batches_per_step)
     total_steps = min(total_steps, optim.max_steps or total_steps)
+    write_out_attention(model, accelerator.device.type, accelerator.mixed_precision)
     if arguments.run.activation_checkpointing:
         checkpoint_activations(model)
     if arguments.run.compile:

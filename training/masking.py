@@ -19,7 +19,7 @@ from syncmask.masks import (
     word_attention,
     words_to_tokens,
 )
-from syncmask.scores import aligned_patches, word_alignment, word_evidence
+from syncmask.scores import word_alignment, word_evidence
 from syncmask.word_scores import WordScores
 
 from .noise import StepNoise
@@ -106,9 +106,10 @@ class Masking:
         word_ids, valid = batch["word_ids"], valid_words(batch["word_ids"])
         strength = self.strength(step)
         if strength > 0:
-            scores = self._word_scores(step, batch, valid, teacher, seen, noise)
-        else:
+            scores, looks = self._opinion(step, batch, valid, teacher.model, seen, noise)
+        else:  # all is drawn at random, whatever they are
             scores = torch.zeros_like(valid, dtype=torch.float32)
+            looks = scores.unsqueeze(-1).expand(-1, -1, noise.patches.shape[1] - 1)
         rule = {
             "temperature": self.settings.temperature,
             "random_share": self.settings.random_share,
@@ -117,7 +118,7 @@ class Masking:
         device = word_ids.device
         text_mask, patch_mask, words = synchronised_masks(
             scores,
-            self._looks(batch, teacher, seen),
+            looks,
             word_ids,
             ChoiceRule(self.settings.word_rate, **rule),
             ChoiceRule(self.settings.patch_rate, **rule),
@@ -127,26 +128,26 @@ class Masking:
         masked_ids = corrupt(batch["input_ids"], word_ids, text_mask, noise.tokens.to(device), self.config)
         return StepMasks(text_mask, patch_mask, masked_ids, words.mask)
 
-    def _looks(self, batch, teacher, seen) -> torch.Tensor:
-        """Where each word looks, by the strategy: (B, W, N)."""
-        if self.settings.strategy == "alignment":
-            return aligned_patches(teacher.model, seen.image_embeds, batch["input_ids"], batch["word_ids"])
-        return word_attention(seen.scores, batch["word_ids"])
-
-    def _word_scores(self, step, batch, valid, teacher, seen, noise) -> torch.Tensor:
-        """Measure words by the strategy, move the running means, and blend the two: (B, W)."""
+    def _opinion(self, step, batch, valid, model, seen, noise) -> tuple[torch.Tensor, torch.Tensor]:
+        """Measure words, move the running means and blend the two: (B, W); and where each word looks: (B, W, N)."""
         rows = self.word_scores.rows(batch["input_ids"], batch["word_ids"])
-        if self.settings.strategy == "attention":
-            raw = attention_word_scores(seen.scores, batch["attention_mask"], batch["word_ids"])
-            measured = torch.ones_like(valid[:, 0])
-        elif self.settings.strategy == "alignment":
-            raw = word_alignment(teacher.model, seen.image_embeds, batch["input_ids"], batch["word_ids"])
-            measured = torch.ones_like(valid[:, 0])
-        else:
-            raw, measured = self._evidence(step, batch, valid, teacher.model, seen, noise)
+        raw, looks, measured = self._measure(step, batch, valid, model, seen, noise)
         scores = standardise(raw, valid)
         self.word_scores.update(rows, scores, valid & measured[:, None])
-        return blend(scores, self.word_scores.means(rows), self.settings.instance_weight, measured, valid)
+        means = self.word_scores.means(rows)
+        return blend(scores, means, self.settings.instance_weight, measured, valid), looks
+
+    def _measure(self, step, batch, valid, model, seen, noise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ask the strategy: words' scores (B, W), where they look (B, W, N), and which rows were measured (B,)."""
+        input_ids, word_ids = batch["input_ids"], batch["word_ids"]
+        every_row = torch.ones_like(valid[:, 0])
+        if self.settings.strategy == "alignment":
+            return *word_alignment(model, seen.image_embeds, input_ids, word_ids), every_row
+        looks = word_attention(seen.scores, word_ids)
+        if self.settings.strategy == "attention":
+            return attention_word_scores(seen.scores, batch["attention_mask"], word_ids), looks, every_row
+        raw, measured = self._evidence(step, batch, valid, model, seen, noise)
+        return raw, looks, measured
 
     def _evidence(self, step, batch, valid, model, seen, noise) -> tuple[torch.Tensor, torch.Tensor]:
         """Measure evidence on a share of the rows, in turns: (B, W), and which rows were measured (B,)."""

@@ -16,7 +16,7 @@ from syncmask.evaluation.co_occurrence_protocol import co_occurrence
 from syncmask.evaluation.composed import retrieve_variants
 from syncmask.evaluation.false_negatives import itm_rates, pair_rates
 from syncmask.evaluation.loading import load_checkpoint, sha256
-from syncmask.evaluation.measure import INSTANCE_WEIGHTS, strategies_of
+from syncmask.evaluation.measure import INSTANCE_WEIGHTS, default_weights
 from syncmask.evaluation.metrics import Metric
 from syncmask.evaluation.protocol_names import Protocol
 from syncmask.evaluation.protocols import items, photo_names
@@ -160,8 +160,7 @@ def evaluate_pretraining(
     results = {"items": items(student, task.processor, unseen, corpus_name=name, split=split, rerank_queries=300)}
     strategy = masking.settings.strategy
     means = {strategy: masking.word_scores} if strategy in INSTANCE_WEIGHTS else {}
-    weights = {name: INSTANCE_WEIGHTS[name] for name in strategies_of(teacher)}
-    weights |= {name: masking.settings.instance_weight for name in means}
+    weights = default_weights(teacher) | {name: masking.settings.instance_weight for name in means}
     if "visible" in unseen.column_names:
         result = co_occurrence(
             teacher,
