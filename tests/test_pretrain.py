@@ -8,8 +8,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from syncmask import SyncMaskForPreTraining, SyncMaskProcessor
-from syncmask.training import resume
+from syncmask import SyncMaskConfig, SyncMaskForPreTraining, SyncMaskProcessor
+from syncmask.training import pretrain, resume
 
 SMALL = ("--epochs", "3", "--log_every", "1", "--log_batches", "--checkpoint_every", "2")
 
@@ -134,3 +134,11 @@ def test_learning_lowers_the_losses(tmp_path, train):
     for term in ("itc", "mlm", "mim"):
         first, last = (np.mean([line[term] for line in part]) for part in (train_lines[:10], train_lines[-10:]))
         assert last < 0.8 * first, term
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_word_patch_head_that_is_left_out_is_named(tiny_config, tmp_path, caplog, aligned):
+    config = SyncMaskConfig.from_dict(tiny_config.to_dict() | {"word_patch_alignment": aligned})
+    SyncMaskForPreTraining(config).save_pretrained(tmp_path / "start")
+    pretrain.note_left_out(str(tmp_path / "start"))
+    assert ("the word-patch head of" in caplog.text and "--wpa_weight 4" in caplog.text) == aligned

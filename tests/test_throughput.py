@@ -9,9 +9,9 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, modeling_utils
 
-from syncmask import SyncMaskConfig, SyncMaskForPreTraining
+from syncmask import SyncMaskConfig, SyncMaskForImageTextRetrieval, SyncMaskForPreTraining
 from syncmask.training import build, launch, pretrain
 from syncmask.training.build import checkpoint_activations
 from syncmask.training.lora import add_adapters
@@ -217,11 +217,15 @@ def another_precision():
         ("cuda", "bf16", 32, "sdpa"),
     ],
 )
-def test_attention_is_written_out_in_bf16_on_the_cpu_alone(device, precision, side, attention):
-    model = SyncMaskForPreTraining(SyncMaskConfig.tiny(**(PLAIN | {"image_size": side})))
+@pytest.mark.parametrize("kind", [SyncMaskForPreTraining, SyncMaskForImageTextRetrieval])
+def test_attention_is_written_out_in_bf16_on_the_cpu_alone(kind, device, precision, side, attention, monkeypatch):
+    warned = []
+    monkeypatch.setattr(modeling_utils.logger, "warning", warned.append)
+    model = kind(SyncMaskConfig.tiny(**(PLAIN | {"image_size": side})))
     build.write_out_attention(model, device, precision)
     parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
     assert {part.config._attn_implementation for part in parts} == {attention}
+    assert not warned
 
 
 @pytest.mark.slow

@@ -169,7 +169,10 @@ def write_out_attention(model: PreTrainedModel, device: str, precision: str):
     """
     rows, columns = model.base_model.grid
     if device == "cpu" and precision == "bf16" and rows * columns < MOST_WRITTEN_OUT:
-        model.set_attn_implementation("eager")
+        # By name, since transformers warns of a decoder that the config describes and the class has not.
+        built = {id(module.config) for module in model.modules() if isinstance(module, PreTrainedModel)}
+        parts = [name for name in model.config.sub_configs if id(getattr(model.config, name)) in built]
+        model.set_attn_implementation(dict.fromkeys(["", *parts], "eager"))
 
 
 def convert_model(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import DatasetDict
 
-from syncmask import SyncMaskForPreTraining
+from syncmask import SyncMaskConfig, SyncMaskForPreTraining
 
 from .arguments import TrainArguments
-from .build import build_contrast, build_masking, build_model, build_probe, build_processor
+from .build import build_contrast, build_masking, build_model, build_probe, build_processor, start_of
 from .data import pair_data, split_probe
 from .launch import launch
 from .parsing import load_arguments
+from .processes import is_main
 from .substitutes import readable
 from .task_pretraining import Pretraining
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None):
@@ -32,6 +36,8 @@ def build_pretraining(
     processor = build_processor(data, arguments.model, corpus["train"]["text"], seed)
     set_seed(seed)  # weights depend on the seed alone, not on what was drawn before
     heads = {"word_patch_alignment": objective.wpa_weight > 0}
+    if arguments.model.init_from is not None and not objective.wpa_weight:
+        note_left_out(arguments.model.init_from)
     model = build_model(SyncMaskForPreTraining, arguments.model, processor, **heads).to(accelerator.device)
     rows, probe_rows = split_probe(corpus["train"], objective.gate_probe_pairs, seed)
     pairs = pair_data(rows, data, objective, processor, seed)
@@ -50,6 +56,15 @@ def build_pretraining(
         seed=seed,
     )
     return task, model
+
+
+def note_left_out(init_from: str):
+    """Say so where the model that training starts from has a word-patch head, which would stay as it is and age."""
+    if SyncMaskConfig.from_pretrained(start_of(init_from)).word_patch_alignment and is_main():
+        logger.warning(
+            "the word-patch head of %s is left out, since wpa_weight is 0; --wpa_weight 4 keeps and trains it",
+            init_from,
+        )
 
 
 if __name__ == "__main__":
