@@ -192,12 +192,15 @@ class SyncMaskFusionPreTrainedModel(PreTrainedModel):
         attention_mask (R, L) and encoder_attention_mask (R, M): 1 = real token, 0 = padding.
 
         Raises:
-            ValueError: the rows that `encoder_index` says nothing of cannot be shared out evenly to the B others.
+            ValueError: the rows that `encoder_index` says nothing of cannot be shared out evenly to the B others, or
+                there is a mask of the others and several rows attend to one.
         """
         rows = hidden_states.shape[0] - (0 if encoder_index is None else encoder_index.shape[0])
         others = encoder_hidden_states.shape[0]
         if rows % others:
             raise ValueError(f"{rows} rows for {others} others; wanted as many for each of them, or an index.")
+        if encoder_attention_mask is not None and rows not in (0, others):
+            raise ValueError(f"{rows} rows for {others} others with a mask; wanted one for each, or an index of all.")
         queries = hidden_states if query_positions is None else take_positions(hidden_states, query_positions)
         own_mask = self._mask(queries, attention_mask, hidden_states)
         other_mask = self._mask(queries, encoder_attention_mask, encoder_hidden_states)

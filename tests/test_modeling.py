@@ -299,6 +299,13 @@ def test_rows_of_one_photo_share_its_keys_without_an_index(tiny_model, step, imp
     torch.testing.assert_close(mixed, whole, atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="4 rows for 3 others"):
         base.fuse(texts, step["attention_mask"], images[[0, 1, 1]])
+    with pytest.raises(ValueError, match="4 rows for 2 others with a mask"):
+        base.fusion_encoder(
+            texts,
+            step["attention_mask"],
+            encoder_hidden_states=images,
+            encoder_attention_mask=torch.ones(images.shape[:2]),
+        )
 
 
 # --------------------------------------------------------------------------------------------------- parts of a step
