@@ -99,7 +99,8 @@ def word_alignment(
     for another word's, cross-attention's in 30 % against 27 %).
 
     Args:
-        model: with a word-patch head, in eval mode. image_embeds: (B, prefix + N, Dv). input_ids, word_ids: (B, L).
+        model: with a word-patch head, in eval mode. image_embeds: (B, prefix + N, Dv). input_ids, word_ids: (B, L), or
+            of the first few photos alone, the others being there to compare with.
 
     Returns:
         s (B, W) and A (B, W, N), 0 where there is no word.

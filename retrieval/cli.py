@@ -186,7 +186,7 @@ def explain(
     ] = None,
     layer: Annotated[int | None, typer.Option(help="fusion layer that is read; none = the one of the masks")] = None,
     strategy: Annotated[
-        str, typer.Option(help="attention or evidence: which scores choose hidden words")
+        str, typer.Option(help="attention, evidence or alignment: which scores choose hidden words")
     ] = "attention",
     pointing: Annotated[
         bool, typer.Option("--pointing", help="no photo: how often heatmaps hit what words name, where that is known")

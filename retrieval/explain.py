@@ -16,12 +16,12 @@ from syncmask.evaluation.figures import Masks
 from syncmask.evaluation.measure import patches_of_top_words, top
 from syncmask.masks import attention_word_scores, standardise, valid_words
 from syncmask.processing.processing_syncmask import open_image, split_words, to_rgb
-from syncmask.scores import attention_scores, word_evidence
+from syncmask.scores import attention_scores, word_alignment, word_evidence
 
 from .encoder import Encoder, Photo
 from .heatmaps import attention_maps, gradient_maps, resolve_layer
 
-STRATEGIES = ("attention", "evidence")
+STRATEGIES = ("attention", "evidence", "alignment")
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,11 @@ def explain(
         encoder: of a model with a matching head; with an MLM head too, words are coloured by their evidence.
         photo: a PIL image, a path or the bytes of an image file.
         text: what the photo is compared with.
-        others: photos of other items that the evidence compares with (three or more tell most); none = a blank one.
+        others: photos of other items that evidence and alignment compare with (three or more tell most); none = a blank
+            one.
         layer: fusion layer that is read; `config.mask_layer` when None.
-        strategy: which scores choose the hidden words: "attention", or "evidence" with an MLM head.
+        strategy: which scores choose the hidden words: "attention", "evidence" with an MLM head, or "alignment" with a
+            word-patch head.
         word_rate: share of the words that would be hidden.
         patch_rate: share of the patches.
 
@@ -122,6 +124,8 @@ def explain(
         similarity = model.syncmask.project_image(images[:1]) @ model.syncmask.project_text(texts, mask).T
     maps = (model, images[:1], texts, mask, word_ids, layer)
     looks, scores = attention_maps(*maps), _word_scores(model, images, texts, ids, mask, word_ids, layer)
+    # Alignment has maps of its own; with the other two, patches are hidden by cross-attention.
+    opinion = _aligned(model, images, ids, word_ids) if strategy == "alignment" else (scores[strategy], looks)
     kind = "evidence" if "evidence" in scores else "attention"
     spans = split_words(text)[: looks.shape[1]]
     return Explanation(
@@ -135,7 +139,7 @@ def explain(
         support_note=_note(kind, len(others)),
         attention=_on_grid(model, looks),
         gradient=_on_grid(model, gradient_maps(*maps)) if layer < _layers(model) - 1 else None,
-        masks=_masks(model, scores[strategy], looks, word_ids, strategy, word_rate, patch_rate),
+        masks=_masks(model, *opinion, word_ids, strategy, word_rate, patch_rate),
         layer=layer,
     )
 
@@ -150,6 +154,11 @@ def _check(model, text: str, strategy: str) -> None:
         raise ValueError(f"strategy is {strategy!r}; wanted one of {', '.join(STRATEGIES)}")
     if strategy == "evidence" and not hasattr(model, "mlm_logits"):
         raise ValueError(f"evidence needs an MLM head and {type(model).__name__} has none; take strategy 'attention'")
+    if strategy == "alignment" and getattr(model, "word_patch_head", None) is None:
+        raise ValueError(
+            f"alignment needs a word-patch head and this {type(model).__name__} has none; take strategy 'attention' "
+            "or a model that was trained with wpa_weight above 0"
+        )
     if not split_words(text):
         raise ValueError(f"the text {text[:40]!r} holds no word; give at least one")
 
@@ -170,6 +179,12 @@ def _word_scores(model, images, texts, ids, mask, word_ids, layer: int) -> dict[
         own, other = torch.zeros_like(ids[:, 0]), torch.arange(1, len(images), device=ids.device)[None]
         scores["evidence"] = word_evidence(model, images, own, other, ids, mask, word_ids)
     return scores
+
+
+@torch.no_grad()
+def _aligned(model, images, ids, word_ids) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (1, W) and maps (1, W, N) of the first photo's words, against the other photos."""
+    return word_alignment(model, images, ids, word_ids)
 
 
 def _masks(model, scores, looks, word_ids, strategy: str, word_rate: float, patch_rate: float) -> Masks:

@@ -22,6 +22,7 @@ from syncmask import (
 )
 from syncmask.evaluation.co_occurrence import region_patches
 from syncmask.evaluation.figures import Masks
+from syncmask.evaluation.measure import patches_of_top_words
 from syncmask.evaluation.result import Result
 from syncmask.evaluation.showcase import mask_photos
 from syncmask.masks import valid_words
@@ -38,7 +39,7 @@ from syncmask.retrieval.explain_figures import (
     support_pieces,
 )
 from syncmask.retrieval.explain_page import explanation_page, write_explanation
-from syncmask.scores import word_evidence
+from syncmask.scores import word_alignment, word_evidence
 
 TEXT = "A red hat, with wings. <script>alert(1)</script> ${alert(2)}"
 
@@ -226,6 +227,28 @@ def test_without_an_mlm_head_words_are_scored_by_attention(model, processor, gar
     assert found.support.mean() == pytest.approx(0, abs=1e-4) and found.support.std() == pytest.approx(1, abs=1e-3)
     with pytest.raises(ValueError, match="MLM head"):
         explain(Encoder(head, processor, device="cpu"), garments[0]["image"], "a hat", strategy="evidence")
+
+
+def test_alignment_hides_by_its_own_words_and_maps(model, processor, garments):
+    aligned = SyncMaskForPreTraining(SyncMaskConfig.from_dict(model.config.to_dict() | {"word_patch_alignment": True}))
+    aligned.load_state_dict(model.state_dict(), strict=False)
+    encoder = Encoder(aligned.eval(), processor, device="cpu")
+    rows = garments.select([0, 20, 40])
+    photo, *others = rows["image"]
+    text = rows[0]["text"]
+    found = explain(encoder, photo, text, others=others, strategy="alignment", word_rate=0.3, patch_rate=0.4)
+    # As for a batch of pairs, of which the first is looked at.
+    _, images, _, _, _ = encoded_rows(encoder, rows, text)
+    batch = processor(text=[text] * 3, return_word_ids=True)
+    with torch.no_grad():
+        scores, maps = word_alignment(aligned, images, batch["input_ids"], batch["word_ids"])
+    hidden = scores[0].topk(round(0.3 * len(found.words))).indices
+    assert np.flatnonzero(found.masks.words).tolist() == sorted(hidden.tolist())
+    seen = patches_of_top_words(scores[:1], valid_words(batch["word_ids"])[:1], maps[:1], 0.3)[0]
+    patches = found.masks.patches.ravel()
+    assert seen[patches].min() >= seen[~patches].max()
+    with pytest.raises(ValueError, match="needs a word-patch head"):
+        explain(Encoder(model, processor, device="cpu"), photo, text, strategy="alignment")
 
 
 def test_the_last_layer_has_no_gradient(encoder, garments):
