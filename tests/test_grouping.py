@@ -9,6 +9,7 @@ from syncmask.training.batches import (
     find_partner,
     is_conflict,
     random_batches,
+    repeats,
     separate_rows,
 )
 from syncmask.training.grouping import (
@@ -161,9 +162,10 @@ def test_overlap_rule_equals_the_definition():
     assert (found & distinct).any()
 
 
-def test_margin_rule_equals_the_definition():
+def test_margin_rule_equals_the_definition(monkeypatch):
+    monkeypatch.setattr("syncmask.training.grouping.FEW", 5)
     similarity = np.random.default_rng(0).random((12, 12)).astype(np.float32)
-    found = not_semi_hard(similarity, 0.1)
+    found = not_semi_hard((similarity, similarity.T), 0.1)
     for i in range(12):
         for j in range(12):
             own = min(similarity[i, i], similarity[j, j]) - np.float32(0.1)
@@ -215,7 +217,7 @@ def test_margin_keeps_batches_apart():
 
     def too_hard(order):
         similarity = (image_feats @ text_feats.T).numpy()
-        rule = not_semi_hard(similarity, 0.2)
+        rule = not_semi_hard((similarity, similarity.T), 0.2)
         return sum(int(np.triu(rule[np.ix_(batch, batch)], 1).sum()) for batch in order.reshape(-1, 8))
 
     plain, ruled = group(image_feats, text_feats, items), group(image_feats, text_feats, items, margin=0.2)
@@ -432,6 +434,17 @@ def test_what_cannot_be_separated_is_counted_right():
     order, conflicts = separate_rows(np.arange(40), items, np.arange(40), 8, np.random.default_rng(0))
     assert conflicts == slow_conflicts(order, items, np.arange(40), 8) > 0
     assert sorted(order.tolist()) == list(range(40))
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(50, 8), (5, 8), (0, 8), (24, 8)])
+def test_repeats_are_the_later_ones_of_a_batch(rows, batch_size):
+    items, texts = np.random.default_rng(0).integers(0, 6, (2, rows))
+    found = repeats(items, texts, batch_size)
+    used = rows // batch_size * batch_size or rows
+    for position in range(rows):
+        before = slice(position // batch_size * batch_size, position)
+        again = items[position] in items[before] or texts[position] in texts[before]
+        assert found[position] == (again and position < used)
 
 
 def test_statistics_equal_a_loop():

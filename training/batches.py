@@ -120,13 +120,15 @@ def repeats(items: np.ndarray, texts: np.ndarray, batch_size: int) -> np.ndarray
     """Mark the positions whose item or text occurs earlier in the same batch, (rows,) bool; never in the tail."""
     used = rows_in_batches(len(items), batch_size)
     marked = np.zeros(len(items), dtype=bool)
+    batches = marked[:used].reshape(-1, min(batch_size, used) or 1)
     for ids in (items, texts):
-        ranks = np.unique(ids, return_inverse=True)[1]
-        keys = np.arange(used) // batch_size * (len(ids) + 1) + ranks[:used]
-        first = np.unique(keys, return_index=True)[1]
-        again = np.ones(used, dtype=bool)
-        again[first] = False
-        marked[:used] |= again
+        ids = ids[:used].reshape(batches.shape)
+        # Equal ids side by side, the earliest first: all but that one repeat what is before them.
+        by_id = ids.argsort(axis=1, kind="stable")
+        ranked = np.take_along_axis(ids, by_id, axis=1)
+        again = np.zeros(batches.shape, dtype=bool)
+        np.put_along_axis(again, by_id[:, 1:], ranked[:, 1:] == ranked[:, :-1], axis=1)
+        batches |= again
     return marked
 
 

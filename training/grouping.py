@@ -8,7 +8,7 @@ k-means parts instead of random ones, over all rows of all processes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from .batches import Seed, random_batches, separate_rows
 from .partition import split_into_parts
+from .processes import on_main, shared_out
 
 # Words of a part that most texts share are multiplied as a dense matrix, the others as a sparse one: 3 times faster.
 COMMON_WORDS = 256
-# Rows whose features are copied at a time where all are looked at.
-CHUNK = 8192
+# Rows whose features are copied at a time where all are looked at; rows of a part that are compared at a time.
+CHUNK, FEW = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def plan_epoch(
     part_size: int = 2000,
     margin: float | None = None,
     share: float = 1.0,
+    together: bool = False,
 ) -> Grouping:
     """Order the rows of an epoch: those with features grouped, those never seen in random batches, all shuffled.
 
@@ -81,6 +83,7 @@ def plan_epoch(
         part_size: rows of a part of the walk.
         margin: rule 3, off by default.
         share: of the rows, at most, in grouped batches.
+        together: see `walk_rows`.
 
     Returns:
         A Grouping; the same for any number of processes.
@@ -94,22 +97,24 @@ def plan_epoch(
     at_random = min(used, -(-ungrouped // batch_size) * batch_size)
     chance, similar, tail = np.split(rows, [at_random, used])
     shuffled = random_batches(item_ids[chance], text_ids[chance], seed=(seed, epoch, 1), batch_size=batch_size)
-    grouping = group_batches(
+    walked = walk_rows(
         image_feats,
         text_feats,
         item_ids,
         text_ids,
         text_rows,
-        rows=similar,
+        # In the features' own order, which is how they are read fastest.
+        np.sort(similar),
         seed=(seed, epoch, 2),
         batch_size=batch_size,
         tau=tau,
         part_size=part_size,
         margin=margin,
+        together=together,
     )
-    order = np.concatenate([chance[shuffled], grouping.order, tail])
+    order = np.concatenate([chance[shuffled], walked.order, tail])
     order, conflicts = finish_order(order, rows, item_ids, text_ids, batch_size, rng)
-    return Grouping(order, grouping.fallbacks, grouping.forced, conflicts, len(similar))
+    return replace(walked, order=order, conflicts=conflicts)
 
 
 def group_batches(
@@ -158,28 +163,77 @@ def group_batches(
     """
     item_ids, text_ids = np.asarray(item_ids), np.asarray(text_ids)
     rows = np.arange(len(item_ids)) if rows is None else rows
-    images, texts = check_features(image_feats, text_feats, len(item_ids))
-    if (text_rows is None) != (tau is None):
-        raise ValueError("text_rows and tau go together: give both, or neither to leave rule 2 out")
     rng = np.random.default_rng(seed)
     used = len(rows) // batch_size * batch_size
     shuffled = rng.permutation(len(rows))
     active, tail = rows[np.sort(shuffled[:used])], rows[shuffled[used:]]
-    points = mean_direction(images, texts, active)
-    parts = split_into_parts(points, batch_size, part_size, rng)
-    memory = torch.empty(2, max(map(len, parts), default=0) ** 2)
-    order, fallbacks, forced = [], 0, 0
-    for part in parts:
-        part = active[part]
+    walked = walk_rows(
+        image_feats,
+        text_feats,
+        item_ids,
+        text_ids,
+        text_rows,
+        active,
+        seed=rng,
+        batch_size=batch_size,
+        tau=tau,
+        part_size=part_size,
+        margin=margin,
+    )
+    order = np.concatenate([walked.order, tail])
+    order, conflicts = finish_order(order, rows, item_ids, text_ids, batch_size, rng)
+    return replace(walked, order=order, conflicts=conflicts)
+
+
+def walk_rows(
+    image_feats: Tensor | np.ndarray,
+    text_feats: Tensor | np.ndarray,
+    item_ids: np.ndarray,
+    text_ids: np.ndarray,
+    text_rows: sparse.csr_matrix | None,
+    rows: np.ndarray,
+    *,
+    seed: Seed | np.random.Generator,
+    batch_size: int,
+    tau: float | None,
+    part_size: int,
+    margin: float | None,
+    together: bool = False,
+) -> Grouping:
+    """Cut rows into parts and walk through each; the batches come part by part, rule 1 not yet mended.
+
+    Args:
+        rows: row numbers, whole batches of them.
+        together: whether all processes of the run call this at once, with the same arguments. The main one cuts, each
+            walks through its share of the parts, and all get the whole order, the same for any number of processes.
+
+    Returns:
+        A Grouping; the others of `group_batches` are as there.
+    """
+    images, texts = check_features(image_feats, text_feats, len(item_ids))
+    if (text_rows is None) != (tau is None):
+        raise ValueError("text_rows and tau go together: give both, or neither to leave rule 2 out")
+    memory = torch.empty(0)
+
+    def cut() -> list[tuple[np.ndarray, int]]:
+        rng = np.random.default_rng(seed)
+        parts = split_into_parts(mean_direction(images, texts, rows), batch_size, part_size, rng)
+        # The largest first: shares come out alike, and its memory is enough for all.
+        parts.sort(key=len, reverse=True)
+        return [(rows[part], int(rng.integers(len(part)))) for part in parts]
+
+    def walk(part: tuple[np.ndarray, int]) -> Grouping:
+        part, start = part
         directions = similarities(images[part].float(), texts[part].float(), memory)
         rule1 = same_item_or_text(item_ids[part], text_ids[part])
         rules = rule1 | too_alike(text_ids[part], text_rows, tau)
-        rules |= not_semi_hard(directions[0], margin)
-        walk = greedy_walk(directions, rule1, rules, batch_size, int(rng.integers(len(part))))
-        order.append(part[walk.order])
-        fallbacks, forced = fallbacks + walk.fallbacks, forced + walk.forced
-    order, conflicts = finish_order(np.concatenate([*order, tail]), rows, item_ids, text_ids, batch_size, rng)
-    return Grouping(order, fallbacks, forced, conflicts, used)
+        rules |= not_semi_hard(directions, margin)
+        walked = greedy_walk(directions, rule1, rules, batch_size, start)
+        return replace(walked, order=part[walked.order])
+
+    walks = shared_out(walk, on_main(cut)) if together else [walk(part) for part in cut()]
+    order = np.concatenate([np.zeros(0, dtype=np.int64), *(walked.order for walked in walks)])
+    return Grouping(order, sum(one.fallbacks for one in walks), sum(one.forced for one in walks), 0, len(rows))
 
 
 def finish_order(
@@ -209,8 +263,8 @@ def check_features(image_feats: Tensor | np.ndarray, text_feats: Tensor | np.nda
 
 
 def mean_direction(images: Tensor, texts: Tensor, rows: np.ndarray) -> Tensor:
-    """Unit-length mean of image and text feature of some rows, (rows, D); ValueError where one is not finite."""
-    points = torch.empty(len(rows), images.shape[1], dtype=images.dtype)
+    """Unit-length mean of image and text feature of some rows, (rows, D) float16; ValueError unless finite."""
+    points = torch.empty(len(rows), images.shape[1], dtype=torch.float16)
     for chunk, chosen in zip(points.split(CHUNK), torch.from_numpy(rows).split(CHUNK)):
         mean = images[chosen].float().add_(texts[chosen])
         # A sum is finite only if all are, and needs no mask in memory.
@@ -226,14 +280,14 @@ def similarities(images: Tensor, texts: Tensor, memory: Tensor) -> tuple[np.ndar
 
     Args:
         images, texts: (M, D) float32.
-        memory: (2, at least M * M) float32, what the two are written to; used again by the next part, since pages that
-            are new to a process cost as much as the walk.
+        memory: float32, what the two are written to, of any size at first; used again by the next part, no larger
+            one, since pages that are new to a process cost as much as the walk.
 
     Returns:
-        Two (M, M) float32, views of `memory`.
+        Two (M, M) float32 in `memory`.
     """
     rows = len(images)
-    by_image, by_text = (one[: rows * rows].view(rows, rows) for one in memory)
+    by_image, by_text = memory.resize_(2, rows, rows)
     torch.mm(images, texts.T, out=by_image)
     # torch turns a matrix round in blocks, a little faster than NumPy does.
     by_text.copy_(by_image.T)
@@ -270,17 +324,22 @@ def too_alike(text_ids: np.ndarray, text_rows: sparse.csr_matrix | None, tau: fl
     return (overlap >= tau).take(inverse, axis=1).take(inverse, axis=0)
 
 
-def not_semi_hard(similarity: np.ndarray, margin: float | None) -> np.ndarray | bool:
+def not_semi_hard(directions: tuple[np.ndarray, np.ndarray], margin: float | None) -> np.ndarray | bool:
     """Rule 3 for all pairs of rows: as similar as the own pair less the margin, for any of the four anchors.
 
-    forbidden[i, j] = s[i, j] >= min(s[i, i], s[j, j]) - margin, or the same of s[j, i]
+    forbidden[i, j] = max(s[i, j], s[j, i]) >= min(s[i, i], s[j, j]) - margin
     """
     if margin is None:
         return False
-    least = similarity.diagonal() - np.float32(margin)
-    close = similarity >= least[:, None]
-    close |= similarity >= least
-    return close | close.T
+    by_image, by_text = directions
+    least = by_image.diagonal() - np.float32(margin)
+    close = np.empty(by_image.shape, dtype=bool)
+    # A few rows at a time, so that what is between stays in the processor's cache.
+    for start in range(0, len(close), FEW):
+        rows = slice(start, start + FEW)
+        nearer = np.maximum(by_image[rows], by_text[rows])
+        np.greater_equal(nearer, np.minimum(least[rows, None], least), out=close[rows])
+    return close
 
 
 def greedy_walk(
@@ -303,45 +362,30 @@ def greedy_walk(
     """
     rows = len(rules)
     alone = (rules.sum(axis=1, dtype=np.int32) == 1).tolist()
-    # Minus infinity for rows that are gone; that the rules forbid in this batch; that rule 1 alone forbids in it.
-    taken, blocked, kin, scores = (np.zeros(rows, dtype=np.float32) for _ in range(4))
+    # Minus infinity for rows that are gone; that may not be taken in this batch either.
+    taken, blocked, scores = (np.zeros(rows, dtype=np.float32) for _ in range(3))
     order, fallbacks, forced = np.empty(rows, dtype=np.int64), 0, 0
-    current, begun, asked = start, 0, 0
+    current, begun, relaxed = start, 0, 0
+
+    def block(row: int):
+        # By numbers: a choice by mask waits on a branch for each row, 3 times as long where a third is forbidden.
+        itself = relaxed == 2 or (relaxed == 0 and alone[row])
+        blocked[row if itself else (rule1 if relaxed else rules)[row].nonzero()[0]] = -np.inf
+
     for step in range(rows):
         if step % batch_size == 0:
             taken[order[begun:step]] = -np.inf
-            blocked[:], begun = taken, step
+            blocked[:], begun, relaxed = taken, step, 0
         if step:
             nearness = directions[(step - 1) % 2][current]
-            np.add(nearness, blocked, out=scores)
-            current = scores.argmax()
-            if scores[current] == -np.inf:
-                # Most batches never ask rule 1 alone, so `kin` catches up only where one does.
-                if asked <= begun:
-                    kin[:], asked = taken, begun
-                taken[order[begun:step]] = -np.inf
-                for row in order[asked:step]:
-                    kin[rule1[row].nonzero()[0]] = -np.inf
-                asked = step
-                current, kept = next_best(nearness, taken, kin)
-                fallbacks, forced = fallbacks + kept, forced + (not kept)
+            current = np.add(nearness, blocked, out=scores).argmax()
+            # What a batch has no row left for, it has none for later either, so it stays relaxed until it is full.
+            while scores[current] == -np.inf:
+                blocked[:], relaxed = taken, relaxed + 1
+                for row in order[begun:step]:
+                    block(row)
+                current = np.add(nearness, blocked, out=scores).argmax()
         order[step] = current
-        # By numbers: a choice by mask waits on a branch for each row, 3 times as long where a third is forbidden.
-        blocked[current if alone[current] else rules[current].nonzero()[0]] = -np.inf
+        fallbacks, forced = fallbacks + (relaxed == 1), forced + (relaxed == 2)
+        block(current)
     return Grouping(order, fallbacks, forced, 0, rows)
-
-
-def next_best(nearness: np.ndarray, taken: np.ndarray, kin: np.ndarray) -> tuple[int, bool]:
-    """Choose the nearest row left under rule 1, or of all that are left.
-
-    Args:
-        nearness: (M,) similarities to the current row.
-        taken: (M,) minus infinity where a row is gone, else 0.
-        kin: (M,) minus infinity where rule 1 forbids a row as well, else 0.
-
-    Returns:
-        The row, and whether rule 1 could be kept.
-    """
-    allowed = nearness + kin
-    best = int(allowed.argmax())
-    return (best, True) if allowed[best] > -np.inf else (int((nearness + taken).argmax()), False)

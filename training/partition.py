@@ -93,7 +93,7 @@ def kmeans(points: Tensor, clusters: int, rng: np.random.Generator) -> tuple[np.
     return labels.numpy(), affinity.numpy()
 
 
-def nearest_centres(points: Tensor, centres: Tensor, chunk: int = 32768) -> tuple[Tensor, Tensor]:
+def nearest_centres(points: Tensor, centres: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Return each row's nearest centre and its affinity to it, a chunk of rows at a time."""
     half_norms = centres.square().sum(1) / 2
     found = [torch.addmm(-half_norms, rows.float(), centres.T).max(dim=1) for rows in points.split(chunk)]

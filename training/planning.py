@@ -10,13 +10,15 @@ from .batches import batch_statistics, random_batches
 from .blocks import block_order, cut_blocks
 from .data import PairData
 from .grouping import Grouping, plan_epoch
+from .processes import on_main
 from .sampler import FeatureBank
 
 
 class EpochPlanner:
-    """Plans each epoch's order from the features of the epochs before, the same on every process.
+    """Plans each epoch's order from the features of the epochs before; all processes call it together.
 
-    Every process holds the whole bank (features are gathered in training), so each computes the same order.
+    Every process holds the whole bank (features are gathered in training), so the parts of grouping are shared out;
+    what is left is arithmetic on row numbers, which each does for itself.
 
     Args:
         data: the rows that are trained on. bank: their features.
@@ -64,7 +66,7 @@ class EpochPlanner:
             order = order_rows(slice(None), self.seed)
         else:
             order = block_order(self.blocks, order_rows, seed=self.seed, epoch=epoch, batch_size=self.batch_size)
-        return order, figures | self._quality(order)
+        return order, figures | on_main(lambda: self._quality(order))
 
     def _grouped(
         self, rows: np.ndarray | slice, items: np.ndarray, texts: np.ndarray, seed: int, epoch: int
@@ -82,6 +84,7 @@ class EpochPlanner:
             tau=self.data.tau,
             margin=self.margin,
             share=self.share,
+            together=True,
         )
 
     def _quality(self, order: np.ndarray) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from syncmask.gather import gather_rows, num_processes
 
 from .faults import RunStopped, report
 
-Result = TypeVar("Result")
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def is_main() -> bool:
@@ -45,6 +45,33 @@ def on_main(action: Callable[[], Result]) -> Result:
     if problem is not None:
         raise RunStopped(problem, said=True)
     return result
+
+
+def shared_out(action: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Run an action on each item, the items dealt out to the processes; return all (picklable) results on all of them.
+
+    All processes call it with as many items; where one fails, all end.
+
+    Raises:
+        RunStopped: on every process, after the one that failed has said what went wrong. Alone: what the action raises.
+
+    Example:
+        >>> shared_out(abs, [-1, -2])
+        [1, 2]
+    """
+    count = num_processes()
+    if count == 1:
+        return [action(item) for item in items]
+    mine, problem = [], None
+    try:
+        mine = [action(item) for item in items[dist.get_rank() :: count]]
+    except (Exception, SystemExit) as failure:
+        problem = report(failure)
+    shares, problems = zip(*gather_object([(mine, problem)]))
+    for problem in problems:
+        if problem is not None:
+            raise RunStopped(problem, said=True)
+    return [shares[number % count][number // count] for number in range(len(items))]
 
 
 def stop_all(message: str, code: int = 1):

@@ -64,7 +64,7 @@ class Task(ABC):
 
     @abstractmethod
     def order(self, epoch: int) -> tuple[np.ndarray, dict[str, float]]:
-        """Return the order of an epoch's rows, batch after batch, and figures about it; on the main process alone."""
+        """Return the order of an epoch's rows, batch after batch, and figures about it; all processes ask at once."""
 
     @abstractmethod
     def look(self, batch: dict[str, torch.Tensor], progress: Progress, part: Slice) -> Look:

@@ -128,7 +128,7 @@ class Trainer:
         if self.progress.step == 0:
             self._log_masks()
         with self.stopwatch.phase("planning"):
-            order, figures = on_main(lambda: self.task.order(epoch))
+            order, figures = self.task.order(epoch)
         self.sampler.set_order(epoch, order)
         self._log("batches", figures)
 
