@@ -361,17 +361,13 @@ def greedy_walk(
         A Grouping of these M rows; the tail, if any, is where the walk ends.
     """
     rows = len(rules)
+    # What a row forbids in its batch, and whether that is itself alone: by all rules, by rule 1, by none.
     alone = (rules.sum(axis=1, dtype=np.int32) == 1).tolist()
+    levels = (rules, alone), (rule1, [False] * rows), (rule1, [True] * rows)
     # Minus infinity for rows that are gone; that may not be taken in this batch either.
     taken, blocked, scores = (np.zeros(rows, dtype=np.float32) for _ in range(3))
     order, fallbacks, forced = np.empty(rows, dtype=np.int64), 0, 0
     current, begun, relaxed = start, 0, 0
-
-    def block(row: int):
-        # By numbers: a choice by mask waits on a branch for each row, 3 times as long where a third is forbidden.
-        itself = relaxed == 2 or (relaxed == 0 and alone[row])
-        blocked[row if itself else (rule1 if relaxed else rules)[row].nonzero()[0]] = -np.inf
-
     for step in range(rows):
         if step % batch_size == 0:
             taken[order[begun:step]] = -np.inf
@@ -383,9 +379,11 @@ def greedy_walk(
             while scores[current] == -np.inf:
                 blocked[:], relaxed = taken, relaxed + 1
                 for row in order[begun:step]:
-                    block(row)
+                    blocked[row if relaxed == 2 else rule1[row].nonzero()[0]] = -np.inf
                 current = np.add(nearness, blocked, out=scores).argmax()
+            fallbacks, forced = fallbacks + (relaxed == 1), forced + (relaxed == 2)
         order[step] = current
-        fallbacks, forced = fallbacks + (relaxed == 1), forced + (relaxed == 2)
-        block(current)
+        forbids, itself = levels[relaxed]
+        # By numbers: a choice by mask waits on a branch for each row, 3 times as long where a third is forbidden.
+        blocked[current if itself[current] else forbids[current].nonzero()[0]] = -np.inf
     return Grouping(order, fallbacks, forced, 0, rows)
